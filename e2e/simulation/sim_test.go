@@ -1,0 +1,434 @@
+package simulation
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/store/memory"
+	"github.com/meridian-mesh/meridian/global/kdsserver"
+	"github.com/meridian-mesh/meridian/global/zones"
+	"github.com/meridian-mesh/meridian/sync/kds"
+	"github.com/meridian-mesh/meridian/zone/upstream"
+)
+
+// settings are what tests may change before a plane starts.
+type settings struct {
+	ackTimeout      time.Duration
+	healthTimeout   time.Duration
+	maxMessageBytes int
+}
+
+func defaults() settings {
+	return settings{ackTimeout: 30 * time.Second, healthTimeout: 6 * time.Second, maxMessageBytes: 10 << 20}
+}
+
+// globalPlane is the KDS half of a global control plane: everything but its HTTP API. It can be stopped and started
+// again over the same backend.
+type globalPlane struct {
+	settings
+	log     *slog.Logger
+	backend store.Backend
+	cluster string
+	net     *network
+
+	st     *store.Store
+	table  *zones.Table
+	server *kdsserver.Server
+	stop   func()
+}
+
+// network is what connects the planes of a test: connections to the current global, which a test can cut or freeze.
+type network struct {
+	mu       sync.Mutex
+	listener *listener
+	conns    map[*link]string // to the zone that dialled
+}
+
+// link is one side of a connection.
+type link struct {
+	net.Conn
+	mu     sync.Mutex
+	frozen chan struct{} // closed on thaw; nil when not frozen
+}
+
+func (l *link) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	frozen := l.frozen
+	l.mu.Unlock()
+	if frozen != nil {
+		<-frozen
+	}
+	return l.Conn.Write(b)
+}
+
+func (l *link) freeze() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.frozen == nil {
+		l.frozen = make(chan struct{})
+	}
+}
+
+func (l *link) thaw() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.frozen != nil {
+		close(l.frozen)
+		l.frozen = nil
+	}
+}
+
+func (l *link) Close() error {
+	l.thaw()
+	return l.Conn.Close()
+}
+
+func (n *network) dial(ctx context.Context, zone string) (net.Conn, error) {
+	n.mu.Lock()
+	listener := n.listener
+	n.mu.Unlock()
+	if listener == nil {
+		return nil, errors.New("connection refused")
+	}
+	c, err := listener.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &link{Conn: c}
+	n.mu.Lock()
+	n.conns[l] = zone
+	n.mu.Unlock()
+	return l, nil
+}
+
+// cut closes every connection of a zone; "" means of all zones.
+func (n *network) cut(zone string) {
+	for _, l := range n.of(zone) {
+		_ = l.Close()
+		n.mu.Lock()
+		delete(n.conns, l)
+		n.mu.Unlock()
+	}
+}
+
+// of returns the connections of a zone.
+func (n *network) of(zone string) []*link {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []*link
+	for l, z := range n.conns {
+		if zone == "" || z == zone {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+func newGlobal(t testing.TB) *globalPlane {
+	t.Helper()
+	g := &globalPlane{
+		settings: defaults(), log: logger(t), backend: memory.New(), cluster: "cluster-1",
+		net: &network{conns: make(map[*link]string)},
+	}
+	return g
+}
+
+func logger(t testing.TB) *slog.Logger {
+	level := slog.LevelError + 1
+	if os.Getenv("MERIDIAN_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))
+}
+
+func (g *globalPlane) start(t testing.TB) {
+	t.Helper()
+	st, err := store.Open(context.Background(), g.backend, store.Options{})
+	if err != nil {
+		t.Fatalf("open the global's store: %v", err)
+	}
+	g.st = st
+	g.put(t, resource.Config, "", kds.ClusterIDName, &systemv1.Config{Config: g.cluster})
+	g.table, err = zones.New(context.Background(), zones.Config{
+		InstanceID: "global-1", HealthTimeout: g.healthTimeout, InsightInterval: time.Second, SubscriptionLimit: 10,
+	}, st, nil, g.log)
+	if err != nil {
+		t.Fatalf("open the session table: %v", err)
+	}
+	g.server = kdsserver.New(kdsserver.Options{
+		Config: kdsserver.Config{
+			MaxMessageBytes: g.maxMessageBytes, HealthCheckInterval: 2 * time.Second, AckTimeout: g.ackTimeout,
+			InsightInterval: time.Second, Keepalive: 15 * time.Second, DrainTimeout: 2 * time.Second,
+		},
+		ClusterID: g.cluster, InstanceID: "global-1", Store: st, Zones: g.table, Metrics: kds.NewMetrics(nil), Log: g.log.With("plane", "global"),
+	})
+	listener := listen()
+	g.net.mu.Lock()
+	g.net.listener = listener
+	g.net.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	table, server := g.table, g.server
+	wg.Go(func() { _ = table.Run(ctx) })
+	wg.Go(func() { _ = server.Serve(ctx, listener) })
+	g.stop = func() {
+		g.net.mu.Lock()
+		g.net.listener = nil
+		g.net.mu.Unlock()
+		cancel()
+		wg.Wait()
+		_ = listener.Close()
+		if err := st.Close(); err != nil {
+			t.Errorf("close the global's store: %v", err)
+		}
+	}
+}
+
+func (g *globalPlane) restart(t testing.TB) {
+	g.stop()
+	g.start(t)
+}
+
+// zonePlane is the KDS half of a zone control plane.
+type zonePlane struct {
+	settings
+	name    string
+	accept  string
+	log     *slog.Logger
+	backend store.Backend
+	net     *network
+
+	st   *store.Store
+	up   *upstream.Upstream
+	stop func()
+}
+
+func newZone(t testing.TB, name string, g *globalPlane) *zonePlane {
+	t.Helper()
+	return &zonePlane{settings: defaults(), name: name, log: logger(t), backend: memory.New(), net: g.net}
+}
+
+func (z *zonePlane) start(t testing.TB) {
+	t.Helper()
+	st, err := store.Open(context.Background(), z.backend, store.Options{})
+	if err != nil {
+		t.Fatalf("open the store of %s: %v", z.name, err)
+	}
+	z.st = st
+	z.up, err = upstream.New(upstream.Options{
+		Config: upstream.Config{
+			Zone: z.name, Address: "grpc://passthrough:1", AcceptGlobal: z.accept, MaxMessageBytes: z.maxMessageBytes,
+			HealthCheckInterval: 2 * time.Second, HealthCheckTimeout: 5 * time.Second, AckTimeout: z.ackTimeout, InsightInterval: time.Second,
+			Keepalive: 15 * time.Second, ReconnectBase: 250 * time.Millisecond, ReconnectMax: 10 * time.Second,
+		},
+		InstanceID: z.name + "-1", Version: kds.Version{Version: "2.13.0"}, EffectiveConfig: func() string { return "{}" },
+		Store: st, Metrics: kds.NewMetrics(nil), Log: z.log.With("plane", z.name),
+		Dial: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return z.net.dial(ctx, z.name) })},
+	})
+	if err != nil {
+		t.Fatalf("make the upstream of %s: %v", z.name, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	up := z.up
+	wg.Go(func() { _ = up.Run(ctx) })
+	z.stop = func() {
+		cancel()
+		wg.Wait()
+		if err := st.Close(); err != nil {
+			t.Errorf("close the store of %s: %v", z.name, err)
+		}
+	}
+}
+
+func (z *zonePlane) restart(t testing.TB) {
+	z.stop()
+	z.start(t)
+}
+
+// client connects to the global like a peer that is not ours; the caller closes it.
+func (g *globalPlane) client(t testing.TB, zone string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:1", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.net.dial(ctx, zone) }))
+	if err != nil {
+		t.Fatalf("dial: %v", err)
+	}
+	return conn
+}
+
+func update(t testing.TB, st *store.Store, ops ...store.Op) {
+	t.Helper()
+	if _, err := st.Update(context.Background(), func(*store.Snapshot) ([]store.Op, error) { return ops, nil }); err != nil {
+		t.Fatalf("update: %v", err)
+	}
+}
+
+func record(t testing.TB, typ resource.Type, mesh, name string, spec proto.Message) *store.Record {
+	t.Helper()
+	rec := &store.Record{Key: store.Key{Type: string(typ), Mesh: mesh, Name: name}, Created: time.Now().UTC(), Modified: time.Now().UTC()}
+	if spec == nil {
+		rec.Spec = []byte(`{"targetRef":{"kind":"Mesh"}}`)
+		return rec
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(spec)
+	if err != nil {
+		t.Fatalf("encode %s: %v", rec.Key, err)
+	}
+	rec.Spec = b
+	return rec
+}
+
+func (g *globalPlane) put(t testing.TB, typ resource.Type, mesh, name string, spec proto.Message) {
+	t.Helper()
+	update(t, g.st, store.Put(record(t, typ, mesh, name, spec)))
+}
+
+func (z *zonePlane) put(t testing.TB, typ resource.Type, mesh, name string, spec proto.Message) {
+	t.Helper()
+	update(t, z.st, store.Put(record(t, typ, mesh, name, spec)))
+}
+
+func (g *globalPlane) delete(t testing.TB, typ resource.Type, mesh, name string) {
+	t.Helper()
+	update(t, g.st, store.Delete(store.Key{Type: string(typ), Mesh: mesh, Name: name}))
+}
+
+func (z *zonePlane) delete(t testing.TB, typ resource.Type, mesh, name string) {
+	t.Helper()
+	update(t, z.st, store.Delete(store.Key{Type: string(typ), Mesh: mesh, Name: name}))
+}
+
+func permission(service string) proto.Message {
+	match := []*meshv1.Selector{{Match: map[string]string{"kuma.io/service": service}}}
+	return &meshv1.TrafficPermission{Sources: match, Destinations: match}
+}
+
+func dataplane(address string) proto.Message {
+	return &meshv1.Dataplane{Networking: &meshv1.Dataplane_Networking{
+		Address: address,
+		Inbound: []*meshv1.Dataplane_Networking_Inbound{{Port: 8080, Tags: map[string]string{"kuma.io/service": "web"}}},
+	}}
+}
+
+func ingress(address string) proto.Message {
+	return &meshv1.ZoneIngress{Networking: &meshv1.ZoneIngress_Networking{Address: address, Port: 10001}}
+}
+
+func zoneSpec(enabled bool) proto.Message { return &systemv1.Zone{Enabled: wrapperspb.Bool(enabled)} }
+
+// settle lets simulated time pass until everything that was going to happen has happened.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// content is the specs of a type by mesh/name.
+func content(recs func(func(*store.Record) bool)) map[string]string {
+	out := map[string]string{}
+	for r := range recs {
+		out[r.Key.Mesh+"/"+r.Key.Name] = string(r.Spec)
+	}
+	return out
+}
+
+// diverged compares what every zone has with what it should have by the rules of the contract, written down here
+// once more and independently of the code that is tested. It returns "" when all is as it should be.
+func diverged(g *globalPlane, all ...*zonePlane) string {
+	var out strings.Builder
+	gs := g.st.Snapshot()
+	enabled := func(zone string) bool {
+		rec, ok := gs.Get(store.Key{Type: "Zone", Name: zone})
+		if !ok {
+			return true
+		}
+		var z systemv1.Zone
+		_ = proto.Unmarshal(rec.Spec, &z)
+		return z.GetEnabled() == nil || z.GetEnabled().GetValue()
+	}
+	same := func(what string, want, got map[string]string) {
+		if maps.Equal(want, got) {
+			return
+		}
+		fmt.Fprintf(&out, "%s: want %v, got %v\n", what, sorted(want), sorted(got))
+	}
+	for _, z := range all {
+		zs := z.st.Snapshot()
+		for _, d := range resource.All() {
+			typ := string(d.Name)
+			switch d.Flow {
+			case resource.FlowToZones:
+				want := map[string]string{}
+				for r := range gs.List(typ, "") {
+					if r.Origin == "" && r.Labels["kuma.io/kds-sync"] != "disabled" && d.Name != resource.GlobalSecret {
+						want[r.Key.Mesh+"/"+r.Key.Name] = string(r.Spec)
+					}
+				}
+				same(z.name+" "+typ, want, content(zs.List(typ, "")))
+			case resource.FlowToGlobal, resource.FlowBoth:
+				want := map[string]string{}
+				for r := range zs.ByOrigin(typ, "") {
+					want[r.Key.Mesh+"/"+z.name+"."+r.Key.Name] = string(withZone(&d, r, z.name))
+				}
+				same("global "+typ+" of "+z.name, want, content(gs.ByOrigin(typ, z.name)))
+			}
+			if d.Flow == resource.FlowBoth {
+				want := map[string]string{}
+				for r := range gs.List(typ, "") {
+					if r.Origin != "" && r.Origin != z.name && enabled(r.Origin) {
+						want[r.Key.Mesh+"/"+r.Key.Name] = string(r.Spec)
+					}
+				}
+				same(z.name+" foreign "+typ, want, content(zs.ByOrigin(typ, "global")))
+			}
+		}
+	}
+	return out.String()
+}
+
+func withZone(d *resource.Descriptor, r *store.Record, zone string) []byte {
+	switch d.Name {
+	case resource.ZoneIngress:
+		var m meshv1.ZoneIngress
+		_ = proto.Unmarshal(r.Spec, &m)
+		m.Zone = zone
+		b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&m)
+		return b
+	case resource.ZoneEgress:
+		var m meshv1.ZoneEgress
+		_ = proto.Unmarshal(r.Spec, &m)
+		m.Zone = zone
+		b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&m)
+		return b
+	}
+	return bytes.Clone(r.Spec)
+}
+
+func sorted(m map[string]string) string {
+	keys := slices.Sorted(maps.Keys(m))
+	for i, k := range keys {
+		keys[i] = fmt.Sprintf("%s=%x", k, m[k])
+	}
+	return strings.Join(keys, " ")
+}

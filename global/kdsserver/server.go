@@ -1,0 +1,347 @@
+// Package kdsserver is the gRPC server that zones connect to: the two sync streams, the health check, and the three
+// reverse streams for proxy administration.
+package kdsserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	_ "google.golang.org/grpc/encoding/gzip" // Kuma zones compress every message
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/global/zones"
+	"github.com/meridian-mesh/meridian/sync/kds"
+)
+
+// Config tunes the server. Durations and sizes must be positive.
+type Config struct {
+	MaxMessageBytes     int
+	HealthCheckInterval time.Duration // what zones are told
+	AckTimeout          time.Duration
+	InsightInterval     time.Duration
+	Keepalive           time.Duration // how often an idle connection is pinged, and how often a client may ping
+	// DrainTimeout is how long a stop waits for handlers before it cuts connections.
+	DrainTimeout time.Duration
+}
+
+// Options are what the server stands on.
+type Options struct {
+	Config     Config
+	ClusterID  string
+	InstanceID string
+	Version    kds.Version
+	Store      *store.Store
+	Zones      *zones.Table
+	TLS        *tls.Config // nil: plain text
+	Metrics    *kds.Metrics
+	Log        *slog.Logger
+}
+
+// Server serves KDS to zones.
+type Server struct {
+	meshv1.UnimplementedKDSSyncServiceServer
+	meshv1.UnimplementedGlobalKDSServiceServer
+
+	o       Options
+	grpc    *grpc.Server
+	encoder *kds.Encoder
+	readers sync.WaitGroup // of streams; each ends when its handler has returned
+}
+
+// New returns a server that is not listening yet.
+func New(o Options) *Server {
+	s := &Server{o: o, encoder: kds.NewEncoder()}
+	opts := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(o.Config.MaxMessageBytes),
+		grpc.MaxSendMsgSize(o.Config.MaxMessageBytes),
+		grpc.MaxConcurrentStreams(1024), // per connection; a zone opens six
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.Config.Keepalive, Timeout: o.Config.Keepalive}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.Config.Keepalive * 9 / 10, PermitWithoutStream: true}),
+		grpc.ChainStreamInterceptor(s.recoverStream),
+		grpc.ChainUnaryInterceptor(s.recoverUnary),
+		grpc.WaitForHandlers(true),
+	}
+	if o.TLS != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(o.TLS)))
+	}
+	s.grpc = grpc.NewServer(opts...)
+	meshv1.RegisterKDSSyncServiceServer(s.grpc, s)
+	meshv1.RegisterGlobalKDSServiceServer(s.grpc, s)
+	return s
+}
+
+// Serve accepts connections from l until ctx ends, then ends every stream and waits for the handlers.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve KDS: %w", err)
+	case <-ctx.Done():
+	}
+	s.o.Zones.Shutdown()
+	stopped := make(chan struct{})
+	go func() { s.grpc.GracefulStop(); close(stopped) }()
+	timer := time.NewTimer(s.o.Config.DrainTimeout)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+	case <-timer.C:
+		s.grpc.Stop()
+		<-stopped
+	}
+	<-served
+	s.readers.Wait()
+	return nil
+}
+
+// hello reads who calls from the request headers.
+func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	one := func(key string) string {
+		if v := md.Get(key); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	h := zones.Hello{
+		Zone: one(kds.HeaderClientID), PlaneID: one(kds.HeaderPlaneID), Session: one(kds.HeaderSession),
+		Token: len(md.Get("authorization")) == 1,
+	}
+	if h.Zone == "" {
+		return h, status.Errorf(missing, "%q is not present in metadata", kds.HeaderClientID)
+	}
+	if err := resource.CheckZoneName(h.Zone); err != nil {
+		return h, status.Errorf(codes.InvalidArgument, "client-id %q is no zone name: %v", h.Zone, err)
+	}
+	for _, f := range md.Get(kds.HeaderFeatures) {
+		h.Pings = h.Pings || f == kds.FeaturePing
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		h.Address = p.Addr.String()
+	}
+	return h, nil
+}
+
+// ensureZone makes the Zone of a caller that is not known yet, whichever RPC comes first.
+func (s *Server) ensureZone(ctx context.Context, name string) error {
+	key := store.Key{Type: string(resource.ZoneType), Name: name}
+	if _, ok := s.o.Store.Snapshot().Get(key); ok {
+		return nil
+	}
+	spec, err := proto.Marshal(&systemv1.Zone{Enabled: wrapperspb.Bool(true)})
+	if err != nil {
+		return fmt.Errorf("encode zone: %w", err)
+	}
+	created := false
+	_, err = s.o.Store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
+		if _, ok := head.Get(key); ok {
+			created = false
+			return nil, nil
+		}
+		created = true
+		now := time.Now().UTC()
+		return []store.Op{store.Put(&store.Record{Key: key, Spec: spec, Created: now, Modified: now})}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("create zone %q: %w", name, err)
+	}
+	if created {
+		s.o.Log.InfoContext(ctx, "zone created on first contact", "zone", name)
+	}
+	return nil
+}
+
+// open admits a stream of the caller.
+func (s *Server) open(ctx context.Context, kind zones.Kind, missing codes.Code) (context.Context, zones.Hello, *zones.Stream, error) {
+	hello, err := s.hello(ctx, missing)
+	if err != nil {
+		return nil, hello, nil, err
+	}
+	if err := s.ensureZone(ctx, hello.Zone); err != nil {
+		return nil, hello, nil, statusOf(err)
+	}
+	ctx, stream, err := s.o.Zones.Open(ctx, kind, hello)
+	if err != nil {
+		return nil, hello, nil, statusOf(err)
+	}
+	return ctx, hello, stream, nil
+}
+
+func (s *Server) log(hello zones.Hello, dir kds.Direction) *slog.Logger {
+	return s.o.Log.With("zone", hello.Zone, "direction", dir.String(), "peer", hello.Address)
+}
+
+// GlobalToZoneSync publishes to the zone what it consumes.
+func (s *Server) GlobalToZoneSync(g grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]) error {
+	ctx, hello, stream, err := s.open(g.Context(), zones.GlobalToZone, codes.Unknown)
+	if err != nil {
+		return err
+	}
+	log := s.log(hello, kds.Down)
+	publisher := kds.NewPublisher(kds.PublisherConfig{
+		Direction: kds.Down, Zone: hello.Zone, Identifier: kds.GlobalIdentifier, Store: s.o.Store, Encoder: s.encoder,
+		MaxMessageBytes: s.o.Config.MaxMessageBytes, AckTimeout: s.o.Config.AckTimeout, InsightInterval: s.o.Config.InsightInterval,
+		Observer: stream, Metrics: s.o.Metrics, Log: log,
+	})
+	stream.Publishing(publisher)
+	return s.serve(ctx, g, stream, log, func() error { return publisher.Run(ctx, g, &s.readers) })
+}
+
+// ZoneToGlobalSync stores what the zone owns.
+func (s *Server) ZoneToGlobalSync(g grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryResponse, discoveryv3.DeltaDiscoveryRequest]) error {
+	ctx, hello, stream, err := s.open(g.Context(), zones.ZoneToGlobal, codes.Unknown)
+	if err != nil {
+		return err
+	}
+	log := s.log(hello, kds.Up)
+	zoneKey := store.Key{Type: string(resource.ZoneType), Name: hello.Zone}
+	subscriber := kds.NewSubscriber(kds.SubscriberConfig{
+		Direction: kds.Up, Peer: hello.Zone, Store: s.o.Store, Metrics: s.o.Metrics, Log: log,
+		Node: kds.Node{
+			ID: hello.Zone, InstanceID: s.o.InstanceID, PlaneID: s.o.Store.ID(), Version: s.o.Version,
+			Features: []string{kds.FeatureResume},
+		},
+		Guard: func(head *store.Snapshot) ([]store.Op, error) {
+			if _, ok := head.Get(zoneKey); !ok {
+				return nil, zones.ErrZoneDeleted
+			}
+			return nil, nil
+		},
+	})
+	return s.serve(ctx, g, stream, log, func() error { return subscriber.Run(ctx, g, &s.readers) })
+}
+
+func (s *Server) serve(ctx context.Context, g grpc.ServerStream, stream *zones.Stream, log *slog.Logger, run func() error) error {
+	err := g.SendHeader(metadata.Pairs(kds.HeaderClusterID, s.o.ClusterID))
+	if err == nil {
+		err = run()
+	}
+	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil && !errors.Is(cause, context.Canceled) {
+		err = cause // why the table ended it, whatever that looked like to the stream
+	}
+	stream.Close(err)
+	if expected(err) {
+		log.InfoContext(g.Context(), "sync stream ended", "reason", err)
+	} else {
+		log.WarnContext(g.Context(), "sync stream failed", "err", err)
+	}
+	return statusOf(err)
+}
+
+// expected reports whether a stream ended in the course of things.
+func expected(err error) bool {
+	if errors.Is(err, kds.ErrStreamEnded) || errors.Is(err, zones.ErrShutdown) || errors.Is(err, zones.ErrReplaced) ||
+		errors.Is(err, zones.ErrZoneDeleted) || errors.Is(err, context.Canceled) {
+		return true
+	}
+	code := status.Code(errors.Unwrap(err))
+	return code == codes.Canceled
+}
+
+// HealthCheck notes that the zone lives and tells it when to call again.
+func (s *Server) HealthCheck(ctx context.Context, _ *meshv1.ZoneHealthCheckRequest) (*meshv1.ZoneHealthCheckResponse, error) {
+	hello, err := s.hello(ctx, codes.InvalidArgument)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ensureZone(ctx, hello.Zone); err != nil {
+		return nil, statusOf(err)
+	}
+	if err := s.o.Zones.Health(hello); err != nil {
+		return nil, statusOf(err)
+	}
+	return &meshv1.ZoneHealthCheckResponse{Interval: durationpb.New(s.o.Config.HealthCheckInterval)}, nil
+}
+
+// StreamXDSConfigs is accepted and idle: nothing asks for proxies' configuration yet.
+func (s *Server) StreamXDSConfigs(g grpc.BidiStreamingServer[meshv1.XDSConfigResponse, meshv1.XDSConfigRequest]) error {
+	return s.idle(g, zones.XDSConfigs)
+}
+
+// StreamStats is accepted and idle: nothing asks for proxies' statistics yet.
+func (s *Server) StreamStats(g grpc.BidiStreamingServer[meshv1.StatsResponse, meshv1.StatsRequest]) error {
+	return s.idle(g, zones.Stats)
+}
+
+// StreamClusters is accepted and idle: nothing asks for proxies' clusters yet.
+func (s *Server) StreamClusters(g grpc.BidiStreamingServer[meshv1.ClustersResponse, meshv1.ClustersRequest]) error {
+	return s.idle(g, zones.Clusters)
+}
+
+func (s *Server) idle(g grpc.ServerStream, kind zones.Kind) error {
+	ctx, _, stream, err := s.open(g.Context(), kind, codes.InvalidArgument)
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	err = context.Cause(ctx)
+	stream.Close(err)
+	return statusOf(err)
+}
+
+// statusOf maps what ended an RPC to the code its caller sees.
+func statusOf(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, kds.ErrProtocol):
+		return status.Error(codes.InvalidArgument, err.Error())
+	case errors.Is(err, kds.ErrAckTimeout):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, zones.ErrNameTaken):
+		return status.Error(codes.AlreadyExists, err.Error())
+	case errors.Is(err, zones.ErrReplaced), errors.Is(err, zones.ErrZoneDeleted):
+		return status.Error(codes.Aborted, err.Error())
+	case errors.Is(err, zones.ErrHealthLost), errors.Is(err, context.Canceled), errors.Is(err, kds.ErrStreamEnded):
+		return status.Error(codes.Canceled, err.Error())
+	case errors.Is(err, zones.ErrShutdown), errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed):
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	var st interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &st) {
+		return st.GRPCStatus().Err()
+	}
+	return status.Error(codes.Internal, "stream failed")
+}
+
+// recoverStream turns a panic of a handler into a failed stream: no message of a peer may take the process down.
+func (s *Server) recoverStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.o.Log.ErrorContext(ss.Context(), "handler panicked", "method", info.FullMethod, "err", fmt.Sprint(r))
+			err = status.Error(codes.Internal, "stream failed")
+		}
+	}()
+	return handler(srv, ss)
+}
+
+func (s *Server) recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.o.Log.ErrorContext(ctx, "handler panicked", "method", info.FullMethod, "err", fmt.Sprint(r))
+			err = status.Error(codes.Internal, "call failed")
+		}
+	}()
+	return handler(ctx, req)
+}

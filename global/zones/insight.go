@@ -1,0 +1,251 @@
+package zones
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/version"
+	"github.com/meridian-mesh/meridian/sync/kds"
+)
+
+// Publishing tells the table which publisher serves a GlobalToZone stream.
+func (s *Stream) Publishing(p Publisher) {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	if z := s.table.zones[s.zone]; z != nil {
+		z.last = p
+	}
+}
+
+// Subscribed fills the subscription from the zone's first request.
+func (s *Stream) Subscribed(n kds.Node) {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	s.sub.ZoneInstanceId = n.InstanceID
+	s.sub.Config = n.Config
+	s.sub.Version = &systemv1.Version{KumaCp: &systemv1.KumaCpVersion{
+		Version: n.Version.Version, GitTag: n.Version.GitTag, GitCommit: n.Version.GitCommit, BuildDate: n.Version.BuildDate,
+		KumaCpGlobalCompatible: compatible(version.KDS, n.Version.Version),
+	}}
+	s.table.markLocked(s.zone, true)
+}
+
+// Sent counts a response.
+func (s *Stream) Sent(t resource.Type) {
+	s.count(t, func(c *systemv1.KDSServiceStats) { c.ResponsesSent++ })
+}
+
+// Acked counts an acknowledgement.
+func (s *Stream) Acked(t resource.Type) {
+	s.count(t, func(c *systemv1.KDSServiceStats) { c.ResponsesAcknowledged++ })
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	if z := s.table.zones[s.zone]; z != nil {
+		z.lastAck = time.Now()
+	}
+}
+
+// Rejected counts a rejection.
+func (s *Stream) Rejected(t resource.Type, _ string) {
+	s.count(t, func(c *systemv1.KDSServiceStats) { c.ResponsesRejected++ })
+}
+
+func (s *Stream) count(t resource.Type, add func(*systemv1.KDSServiceStats)) {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	st := s.sub.GetStatus()
+	st.LastUpdateTime = timestamppb.Now()
+	add(st.GetTotal())
+	if _, known := resource.Lookup(t); known { // a peer may ask for anything; the map stays bounded
+		c := st.Stat[string(t)]
+		if c == nil {
+			c = &systemv1.KDSServiceStats{}
+			st.Stat[string(t)] = c
+		}
+		add(c)
+	}
+	s.table.markLocked(s.zone, false)
+}
+
+// Run stores the insights that changed and ends the sessions of deleted zones, until ctx ends; then it stores once
+// more what Shutdown has changed.
+func (t *Table) Run(ctx context.Context) error {
+	deleted, stop := t.watchZones(ctx)
+	defer stop()
+	var last time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return t.flush(context.WithoutCancel(ctx))
+		case name := <-deleted:
+			t.forget(name)
+			continue
+		case <-t.wake:
+		}
+		t.mu.Lock()
+		urgent := t.urgent
+		t.urgent = false
+		t.mu.Unlock()
+		if wait := time.Until(last.Add(t.cfg.InsightInterval)); wait > 0 && !urgent {
+			if err := t.hold(ctx, wait, deleted); err != nil {
+				return t.flush(context.WithoutCancel(ctx))
+			}
+		}
+		if err := t.flush(ctx); err != nil {
+			t.log.WarnContext(ctx, "zone insights could not be stored and will be again", "err", err)
+		}
+		last = time.Now()
+	}
+}
+
+// hold waits, unless something urgent happens.
+func (t *Table) hold(ctx context.Context, wait time.Duration, deleted <-chan string) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+			return nil
+		case name := <-deleted:
+			t.forget(name)
+		case <-t.wake:
+			t.mu.Lock()
+			urgent := t.urgent
+			t.urgent = false
+			t.mu.Unlock()
+			if urgent {
+				return nil
+			}
+		}
+	}
+}
+
+// watchZones reports the names of deleted zones until stop.
+func (t *Table) watchZones(ctx context.Context) (deleted <-chan string, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	names, done := make(chan string), make(chan struct{})
+	from := t.store.Snapshot().Revision()
+	go func() {
+		defer close(done)
+		for changes, err := range t.store.Watch(ctx, from, string(resource.ZoneType)) {
+			if err != nil {
+				return
+			}
+			for _, c := range changes.List {
+				if c.Record != nil {
+					continue
+				}
+				select {
+				case names <- c.Key.Name:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return names, func() { cancel(); <-done }
+}
+
+// forget ends the session of a zone that was deleted. It may come back, as a new zone.
+func (t *Table) forget(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if z := t.zones[name]; z != nil {
+		t.retireLocked(z, ErrZoneDeleted)
+		delete(t.zones, name)
+		delete(t.dirty, name)
+		t.connected.DeleteLabelValues(name)
+		t.swaps.DeleteLabelValues(name)
+	}
+}
+
+// flush stores every dirty insight in one batch. An insight without its Zone is not stored: it goes with it.
+func (t *Table) flush(ctx context.Context) error {
+	t.mu.Lock()
+	insights := make(map[string]*systemv1.ZoneInsight, len(t.dirty))
+	for name := range t.dirty {
+		insights[name] = proto.CloneOf(t.zones[name].insight)
+	}
+	clear(t.dirty)
+	t.mu.Unlock()
+	if len(insights) == 0 {
+		return nil
+	}
+	_, err := t.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
+		var ops []store.Op
+		for name, insight := range insights {
+			if _, ok := head.Get(store.Key{Type: string(resource.ZoneType), Name: name}); !ok {
+				continue
+			}
+			op, err := putInsight(head, name, insight)
+			if err != nil {
+				return nil, err
+			}
+			ops = append(ops, op)
+		}
+		return ops, nil
+	})
+	if err != nil {
+		t.mu.Lock()
+		for name := range insights {
+			if _, ok := t.zones[name]; ok {
+				t.dirty[name] = struct{}{}
+			}
+		}
+		t.mu.Unlock()
+	}
+	return err
+}
+
+func putInsight(head *store.Snapshot, name string, insight *systemv1.ZoneInsight) (store.Op, error) {
+	spec, err := proto.MarshalOptions{Deterministic: true}.Marshal(insight)
+	if err != nil {
+		return store.Op{}, fmt.Errorf("encode the insight of zone %q: %w", name, err)
+	}
+	now := time.Now().UTC()
+	rec := &store.Record{
+		Key: store.Key{Type: string(resource.ZoneInsight), Name: name}, Spec: spec, Created: now, Modified: now,
+	}
+	if old, ok := head.Get(rec.Key); ok {
+		rec.Created, rec.Labels = old.Created, old.Labels
+	}
+	return store.Put(rec), nil
+}
+
+// compatible reports whether a zone of version theirs may work with a global of version ours: the same major and
+// minors at most two apart. What cannot be parsed is given the benefit of the doubt (insights.md §2).
+func compatible(ours, theirs string) bool {
+	a, okA := majorMinor(ours)
+	b, okB := majorMinor(theirs)
+	if !okA || !okB {
+		return true
+	}
+	return a[0] == b[0] && max(a[1], b[1])-min(a[1], b[1]) <= 2
+}
+
+func majorMinor(v string) ([2]int, bool) {
+	part := strings.SplitN(strings.TrimPrefix(v, "v"), ".", 3)
+	if len(part) < 2 {
+		return [2]int{}, false
+	}
+	major, err := strconv.Atoi(part[0])
+	if err != nil {
+		return [2]int{}, false
+	}
+	minor, err := strconv.Atoi(part[1])
+	if err != nil {
+		return [2]int{}, false
+	}
+	return [2]int{major, minor}, true
+}

@@ -1,0 +1,334 @@
+// Package upstream keeps a zone connected to its global: it sends up what the zone owns, stores what comes down, and
+// tells the global that the zone lives. While the global is away it tries again, and the zone works on from its store.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	_ "google.golang.org/grpc/encoding/gzip" // what a global may answer in
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/sync/kds"
+)
+
+// Config tunes the connection. Durations and sizes must be positive.
+type Config struct {
+	Zone string
+	// Address is grpcs://host:port, or grpc://host:port for plain text.
+	Address             string
+	AcceptGlobal        string // cluster id of the one global to accept; empty: the first one met
+	MaxMessageBytes     int
+	HealthCheckInterval time.Duration // until the global says otherwise
+	HealthCheckTimeout  time.Duration
+	AckTimeout          time.Duration
+	InsightInterval     time.Duration
+	Keepalive           time.Duration // at least 15 s toward Kuma, which refuses more
+	ReconnectBase       time.Duration
+	ReconnectMax        time.Duration
+}
+
+// Options are what the connection stands on.
+type Options struct {
+	Config     Config
+	InstanceID string
+	Version    kds.Version
+	// EffectiveConfig is what the global shows as the zone's configuration.
+	EffectiveConfig func() string
+	Store           *store.Store
+	// Credentials are made anew for each connection, so that a CA file may appear or change. Nil with a grpc:// address.
+	Credentials func() (credentials.TransportCredentials, error)
+	// Dial replaces the network in tests.
+	Dial       []grpc.DialOption
+	Registerer prometheus.Registerer
+	Metrics    *kds.Metrics
+	Log        *slog.Logger
+}
+
+// Upstream is the zone's side of KDS.
+type Upstream struct {
+	o       Options
+	target  string
+	plain   bool
+	encoder *kds.Encoder
+	online  atomic.Bool
+	gauge   prometheus.Gauge
+	foreign prometheus.Gauge
+}
+
+// ParseAddress checks a global's address and returns its host:port and whether it is plain text.
+func ParseAddress(address string) (target string, plain bool, err error) {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil:
+		return "", false, fmt.Errorf("not a URL: %w", err)
+	case u.Scheme != "grpc" && u.Scheme != "grpcs":
+		return "", false, fmt.Errorf("scheme must be grpcs or grpc, not %q", u.Scheme)
+	case u.Hostname() == "" || u.Port() == "":
+		return "", false, errors.New("host and port are required: grpcs://host:port")
+	}
+	return u.Host, u.Scheme == "grpc", nil
+}
+
+// New returns an upstream that is not connected yet.
+func New(o Options) (*Upstream, error) {
+	target, plain, err := ParseAddress(o.Config.Address)
+	if err != nil {
+		return nil, fmt.Errorf("global address %q: %w", o.Config.Address, err)
+	}
+	u := &Upstream{
+		o: o, target: target, plain: plain, encoder: kds.NewEncoder(),
+		gauge: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "meridian", Subsystem: "upstream", Name: "connected", Help: "1 while the zone receives from its global.",
+		}),
+		foreign: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "meridian", Subsystem: "upstream", Name: "foreign_global", Help: "1 while the global that answers is not the one this zone belongs to.",
+		}),
+	}
+	if o.Registerer != nil {
+		o.Registerer.MustRegister(u.gauge, u.foreign)
+	}
+	return u, nil
+}
+
+// Connected reports whether the zone is receiving from its global.
+func (u *Upstream) Connected() bool { return u.online.Load() }
+
+// Run keeps the zone connected until ctx ends.
+func (u *Upstream) Run(ctx context.Context) error {
+	retry := u.retry()
+	for {
+		began := time.Now()
+		err := u.connect(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		u.o.Log.WarnContext(ctx, "connection to the global lost", "address", u.o.Config.Address, "err", err)
+		if !retry.wait(ctx, time.Since(began)) {
+			return nil
+		}
+	}
+}
+
+// connect holds one connection: every stream on it is supervised by itself, and the health check ends it when the
+// global does not answer any more.
+func (u *Upstream) connect(ctx context.Context) error {
+	creds := insecure.NewCredentials()
+	if !u.plain {
+		var err error
+		if creds, err = u.o.Credentials(); err != nil {
+			return fmt.Errorf("prepare TLS: %w", err)
+		}
+	}
+	opts := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(u.o.Config.MaxMessageBytes), grpc.MaxCallSendMsgSize(u.o.Config.MaxMessageBytes), grpc.WaitForReady(true)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: u.o.Config.Keepalive, Timeout: u.o.Config.Keepalive, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: u.o.Config.ReconnectBase, Multiplier: 1.6, Jitter: 0.3, MaxDelay: u.o.Config.ReconnectMax},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		grpc.WithIdleTimeout(0),
+	}, u.o.Dial...)
+	conn, err := grpc.NewClient(u.target, opts...)
+	if err != nil {
+		return fmt.Errorf("dial %s: %w", u.target, err)
+	}
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	defer func() { _ = conn.Close() }() // its only error is that it was closed before
+	session := uuid.NewString()
+	g, ctx := errgroup.WithContext(metadata.AppendToOutgoingContext(ctx,
+		kds.HeaderClientID, u.o.Config.Zone, kds.HeaderKDS, "v3", kds.HeaderVersion, u.o.Version.Version,
+		kds.HeaderFeatures, kds.FeaturePing, kds.HeaderPlaneID, u.o.Store.ID(), kds.HeaderSession, session))
+	client, admin := meshv1.NewKDSSyncServiceClient(conn), meshv1.NewGlobalKDSServiceClient(conn)
+	g.Go(func() error { return u.healthChecks(ctx, admin) })
+	g.Go(func() error {
+		return u.supervise(ctx, kds.Down.String(), func(ctx context.Context) error { return u.receive(ctx, client, &readers) })
+	})
+	g.Go(func() error {
+		return u.supervise(ctx, kds.Up.String(), func(ctx context.Context) error { return u.send(ctx, client, &readers) })
+	})
+	u.superviseAdmin(ctx, g, admin)
+	return g.Wait()
+}
+
+// supervise runs one stream again whenever it fails, independently of the others.
+func (u *Upstream) supervise(ctx context.Context, name string, run func(context.Context) error) error {
+	retry := u.retry()
+	for {
+		began := time.Now()
+		streamCtx, cancel := context.WithCancel(ctx)
+		err := run(streamCtx)
+		cancel()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if status.Code(err) == codes.Unimplemented {
+			u.o.Log.InfoContext(ctx, "the global does not serve a stream; going on without", "stream", name)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		u.o.Log.WarnContext(ctx, "stream to the global failed", "stream", name, "err", err)
+		if !retry.wait(ctx, time.Since(began)) {
+			return ctx.Err()
+		}
+	}
+}
+
+// receive subscribes to what the global has for this zone.
+func (u *Upstream) receive(ctx context.Context, client meshv1.KDSSyncServiceClient, readers *sync.WaitGroup) error {
+	stream, err := client.GlobalToZoneSync(ctx)
+	if err != nil {
+		return fmt.Errorf("open stream: %w", err)
+	}
+	subscriber := kds.NewSubscriber(kds.SubscriberConfig{
+		Direction: kds.Down, Peer: kds.GlobalIdentifier, Store: u.o.Store, Header: stream.Header,
+		Node: kds.Node{
+			ID: u.o.Config.Zone, InstanceID: u.o.InstanceID, PlaneID: u.o.Store.ID(), Version: u.o.Version,
+			Config: u.o.EffectiveConfig(), Features: []string{kds.FeatureResume},
+		},
+		VerifyCluster: func(ctx context.Context, id string) error { return u.verifyCluster(ctx, id) },
+		Metrics:       u.o.Metrics, Log: u.o.Log.With("direction", kds.Down.String()),
+	})
+	defer u.setOnline(false)
+	return subscriber.Run(ctx, stream, readers)
+}
+
+func (u *Upstream) setOnline(online bool) {
+	u.online.Store(online)
+	u.gauge.Set(0)
+	if online {
+		u.gauge.Set(1)
+	}
+}
+
+// send publishes what this zone owns.
+func (u *Upstream) send(ctx context.Context, client meshv1.KDSSyncServiceClient, readers *sync.WaitGroup) error {
+	stream, err := client.ZoneToGlobalSync(ctx)
+	if err != nil {
+		return fmt.Errorf("open stream: %w", err)
+	}
+	publisher := kds.NewPublisher(kds.PublisherConfig{
+		Direction: kds.Up, Zone: u.o.Config.Zone, Identifier: u.o.Config.Zone, Store: u.o.Store, Encoder: u.encoder,
+		MaxMessageBytes: u.o.Config.MaxMessageBytes, AckTimeout: u.o.Config.AckTimeout, InsightInterval: u.o.Config.InsightInterval,
+		Metrics: u.o.Metrics, Log: u.o.Log.With("direction", kds.Up.String()),
+	})
+	return publisher.Run(ctx, stream, readers)
+}
+
+// healthChecks calls the global at the interval it asks for. An answer that does not come means that the connection is
+// dead, however open it looks.
+func (u *Upstream) healthChecks(ctx context.Context, client meshv1.GlobalKDSServiceClient) error {
+	interval := u.o.Config.HealthCheckInterval
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		next, err := u.healthCheck(ctx, client)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case status.Code(err) == codes.Unimplemented:
+			<-ctx.Done()
+			return ctx.Err()
+		case err != nil:
+			return fmt.Errorf("health check: %w", err)
+		case next > 0:
+			interval = next
+		}
+		timer.Reset(interval)
+	}
+}
+
+func (u *Upstream) healthCheck(ctx context.Context, client meshv1.GlobalKDSServiceClient) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, u.o.Config.HealthCheckTimeout)
+	defer cancel()
+	resp, err := client.HealthCheck(ctx, &meshv1.ZoneHealthCheckRequest{})
+	if err != nil {
+		return 0, err
+	}
+	return resp.GetInterval().AsDuration(), nil
+}
+
+// clusterKey is where the zone keeps the cluster id of its global: bookkeeping, never served nor sent.
+var clusterKey = store.Key{Type: "PlaneState", Name: "global-cluster-id"}
+
+// verifyCluster admits the global this zone belongs to: the one named in the configuration, else the first one met.
+func (u *Upstream) verifyCluster(ctx context.Context, id string) error {
+	known := ""
+	if rec, ok := u.o.Store.Snapshot().Get(clusterKey); ok {
+		known = string(rec.Spec)
+	}
+	want := u.o.Config.AcceptGlobal
+	if want == "" {
+		want = known
+	}
+	if want != "" && id != want {
+		u.foreign.Set(1)
+		u.o.Log.ErrorContext(ctx, "the global that answers is not the one this zone belongs to; nothing of it is applied",
+			"cluster", id, "expected", want, "accept_with", "MERIDIAN_ZONE_ACCEPT_GLOBAL")
+		return fmt.Errorf("%w: %s, not %s", kds.ErrForeignGlobal, id, want)
+	}
+	u.foreign.Set(0)
+	if id != known {
+		if _, err := u.o.Store.Update(ctx, func(*store.Snapshot) ([]store.Op, error) {
+			return []store.Op{store.Put(&store.Record{Key: clusterKey, Spec: []byte(id)})}, nil
+		}); err != nil {
+			return fmt.Errorf("remember the global's cluster id: %w", err)
+		}
+		u.o.Log.InfoContext(ctx, "zone belongs to global", "cluster", id)
+	}
+	u.setOnline(true)
+	return nil
+}
+
+// retry is a jittered exponential back-off that starts over after a run that lasted.
+type retry struct {
+	base, limit, next time.Duration
+}
+
+func (u *Upstream) retry() *retry {
+	return &retry{base: u.o.Config.ReconnectBase, limit: u.o.Config.ReconnectMax, next: u.o.Config.ReconnectBase}
+}
+
+// wait reports false when ctx ended first.
+func (r *retry) wait(ctx context.Context, ran time.Duration) bool {
+	if ran > r.limit {
+		r.next = r.base
+	}
+	pause := r.next/2 + rand.N(r.next/2+1) //nolint:gosec // jitter needs no secrecy
+	r.next = min(r.next*2, r.limit)
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
