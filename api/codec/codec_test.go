@@ -555,4 +555,3 @@ func withoutNulls(v any) any {
 	}
 	return v
 }
-

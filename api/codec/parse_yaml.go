@@ -30,7 +30,7 @@ func parseYAML(text string) (*body, error) {
 		if err != nil {
 			return nil, malformedYAML(strings.TrimPrefix(err.Error(), "yaml: "))
 		}
-		return nil, malformedYAML(fmt.Sprintf("line %d: only one document is allowed", more.Line))
+		return nil, malformedYAML(fmt.Sprintf("only one document is allowed, the second begins at line %d", more.Line))
 	}
 	if len(doc.Content) == 0 {
 		return nil, errEmpty()
