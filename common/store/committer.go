@@ -2,51 +2,237 @@ package store
 
 import (
 	"context"
-	"iter"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/go-memdb"
 )
 
-// Store is the change log with its committer.
-type Store struct{}
+// Store is the change log with its committer: one goroutine that takes waiting updates in order of arrival, numbers
+// those that are accepted, makes a group of them durable in one transaction, publishes one snapshot for the group, and
+// only then answers. So nobody is told of, or reads, what is not on disk; concurrent writers share the cost of the
+// disk; and a batch's function always sees every batch before its own.
+type Store struct {
+	// Set by Open, read-only after.
+	id      string
+	opts    Options
+	backend Backend
+	db      *memdb.MemDB
+	metrics *metrics
+	queue   chan *request
+	closing chan struct{} // closed by Close: no further updates
+	done    chan struct{} // closed when the committer has ended
+	close   func() error  // once
 
-// Options tune a store; the zero value means the defaults.
-type Options struct{}
+	// Owned by the committer goroutine.
+	compact compactor
 
-// Backend makes batches durable.
-type Backend interface{}
+	head   atomic.Pointer[Snapshot]
+	failed atomic.Pointer[error] // set once, by the committer, when an append fails
+}
 
-// Open reads the whole state from b and starts the committer. Close ends it.
-func Open(ctx context.Context, b Backend, o Options) (*Store, error) { panic("stub") }
+// request is an update on its way through the queue.
+type request struct {
+	fn       func(head *Snapshot) ([]Op, error)
+	state    atomic.Uint32 // requestWaiting until either side takes it
+	answered chan answer   // cap 1: the committer never waits for a caller
+}
+
+type answer struct {
+	revision Revision
+	err      error
+}
+
+const (
+	requestWaiting   = iota
+	requestTaken     // by the committer: it runs
+	requestAbandoned // by its caller: it never runs
+)
+
+// Open reads the whole state from b and starts the committer. Close ends it. ctx bounds the reading only. The store
+// owns b from here on: when Open fails, b is closed.
+func Open(ctx context.Context, b Backend, o Options) (*Store, error) {
+	s, err := open(ctx, b, o.withDefaults())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store: %w", err), b.Close())
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, b Backend, o Options) (*Store, error) {
+	db, err := newDB()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts:    o,
+		backend: b,
+		db:      db,
+		queue:   make(chan *request, o.QueueLength),
+		closing: make(chan struct{}),
+		done:    make(chan struct{}),
+		compact: compactor{retention: o.TombstoneRetention, max: o.MaxTombstones},
+	}
+	head, err := load(ctx, b, db)
+	if err != nil {
+		return nil, err
+	}
+	s.id = head.ID
+	s.head.Store(head.snapshot)
+	if s.metrics, err = newMetrics(s, o.Registerer); err != nil {
+		return nil, err
+	}
+	s.close = sync.OnceValue(s.shutDown)
+	go s.run(context.WithoutCancel(ctx)) // until Close
+	return s, nil
+}
 
 // ID identifies the store: random, made with it, shared by all that write to the same backend, kept across restarts.
-func (s *Store) ID() string { panic("stub") }
+func (s *Store) ID() string { return s.id }
 
 // Snapshot returns the newest published state.
-func (s *Store) Snapshot() *Snapshot { panic("stub") }
+func (s *Store) Snapshot() *Snapshot { return s.head.Load() }
 
 // Update commits one batch: the ops that fn returns for the pending head, that is, the state after every batch
 // accepted before this one. It answers once the batch is durable and published, with the batch's revision (the
 // head's, when fn returned no ops or none of them changed anything). fn runs on the committer: it must be quick,
-// must not block, and may run more than once. Its error is returned unchanged and nothing is applied.
+// must not block, and may run more than once. Its error is returned unchanged and nothing is applied; a panic of fn
+// becomes an error.
+//
+// The store keeps a copy of each record of the ops, with Version and CreateRevision set, times in UTC, and no empty
+// but non-nil Spec or Labels. A put changes nothing when Spec, Labels, Origin, WireName, Created and Modified equal
+// what is there; preconditions are checked all the same.
+//
+// Update blocks while the queue is full. When ctx ends it returns ctx's error, wrapped: the batch was not applied if
+// the committer had not come to it; otherwise it may or may not be, now or shortly.
+// Other errors: ErrConflict, ErrInvalid, ErrUnavailable, ErrClosed.
 func (s *Store) Update(ctx context.Context, fn func(head *Snapshot) ([]Op, error)) (Revision, error) {
-	panic("stub")
-}
-
-// Changes is a step of a Watch: the last change of each key in (From, To].
-type Changes struct {
-	From, To Revision
-	List     []Change
-	Snapshot *Snapshot // at To
-}
-
-// Watch yields the changes of the given types after revision from, without gaps or repeats: applying them in order gives the
-// state of Snapshot at To. What happened while the consumer was busy is merged per key. ErrCompacted ends the
-// iteration when from is older than the oldest retained tombstone.
-func (s *Store) Watch(ctx context.Context, from Revision, types ...string) iter.Seq2[Changes, error] {
-	panic("stub")
+	if err := s.Err(); err != nil {
+		return 0, err
+	}
+	r := &request{fn: fn, answered: make(chan answer, 1)}
+	select {
+	case s.queue <- r:
+	case <-ctx.Done():
+		return 0, fmt.Errorf("wait for a place in the store's queue: %w", ctx.Err())
+	case <-s.closing:
+		return 0, ErrClosed
+	}
+	select {
+	case a := <-r.answered:
+		return a.revision, a.err
+	case <-ctx.Done():
+		if r.state.CompareAndSwap(requestWaiting, requestAbandoned) {
+			return 0, fmt.Errorf("wait for the store's committer, batch not applied: %w", ctx.Err())
+		}
+		return 0, fmt.Errorf("wait for a batch to become durable, outcome unknown: %w", ctx.Err())
+	case <-s.done:
+		// The committer drains the queue before it ends, but r may have entered after that.
+		select {
+		case a := <-r.answered:
+			return a.revision, a.err
+		default:
+			return 0, ErrClosed
+		}
+	}
 }
 
 // Err is not nil once the store refuses writes (ErrUnavailable) or is closed.
-func (s *Store) Err() error { panic("stub") }
+func (s *Store) Err() error {
+	if err := s.failed.Load(); err != nil {
+		return *err
+	}
+	select {
+	case <-s.closing:
+		return ErrClosed
+	default:
+		return nil
+	}
+}
 
-// Close waits for the pending batches, then closes the backend.
-func (s *Store) Close() error { panic("stub") }
+// Close waits for the pending batches, then closes the backend. Snapshots stay readable. Closing again does nothing
+// and returns the same error.
+func (s *Store) Close() error { return s.close() }
+
+func (s *Store) shutDown() error {
+	close(s.closing)
+	<-s.done
+	s.metrics.unregister()
+	if err := s.backend.Close(); err != nil {
+		return fmt.Errorf("close store: %w", err)
+	}
+	return nil
+}
+
+// run is the committer.
+func (s *Store) run(ctx context.Context) {
+	defer close(s.done)
+	for {
+		select {
+		case r := <-s.queue:
+			s.commitGroup(ctx, r)
+		case <-s.closing:
+			for {
+				select {
+				case r := <-s.queue:
+					s.commitGroup(ctx, r)
+				default:
+					return
+				}
+			}
+		}
+	}
+}
+
+// commitGroup runs r and what waits behind it, commits what they ask for, and answers them.
+func (s *Store) commitGroup(ctx context.Context, r *request) {
+	g := newGroup(s.db, s.head.Load())
+	for r != nil {
+		if r.state.CompareAndSwap(requestWaiting, requestTaken) {
+			if err := s.failed.Load(); err != nil {
+				r.answered <- answer{err: *err}
+			} else {
+				g.run(r)
+			}
+		}
+		r = nil
+		if len(g.waiting) < s.opts.MaxGroupBatches && g.bytes < s.opts.MaxGroupBytes {
+			select {
+			case r = <-s.queue:
+			default:
+			}
+		}
+	}
+	if g.txn == nil { // nobody changed anything
+		g.answer(s.metrics, nil)
+		return
+	}
+	s.compact.run(g)
+	if err := s.metrics.timeAppend(len(g.batches), func() error { return s.backend.Append(ctx, g.durable()) }); err != nil {
+		g.txn.Abort()
+		err = fmt.Errorf("%w: append revisions %d to %d: %w", ErrUnavailable, g.base.revision+1, g.revision, err)
+		s.failed.Store(&err)
+		s.opts.Log.ErrorContext(ctx, "store refuses writes from now on", "err", err)
+		g.answer(s.metrics, err)
+		return
+	}
+	s.publish(g)
+	g.answer(s.metrics, nil)
+}
+
+func (s *Store) publish(g *group) {
+	g.txn.Commit()
+	s.head.Store(&Snapshot{
+		txn:        s.db.Txn(false),
+		revision:   g.revision,
+		compacted:  g.compacted,
+		tombstones: g.tombstones,
+		next:       make(chan struct{}),
+	})
+	close(g.base.next)
+}
+
+// Waiting is how many updates wait for the committer.
+func (s *Store) Waiting() int { return len(s.queue) }
