@@ -1,0 +1,99 @@
+package server
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// Config is the operators' part of [Options]: the section apiServer of a control plane's configuration.
+type Config struct {
+	BindAddress string `yaml:"bindAddress" env:"MERIDIAN_API_BIND_ADDRESS" doc:"IP address both listeners bind; empty means all interfaces"`
+	HTTPPort    int    `yaml:"httpPort" env:"MERIDIAN_API_HTTP_PORT" doc:"port of the plain HTTP listener, 0-65535; 0 takes any free port"`
+	HTTPSPort   int    `yaml:"httpsPort" env:"MERIDIAN_API_HTTPS_PORT" doc:"port of the HTTPS listener, 0-65535; 0 takes any free port, -1 switches it off"`
+	TLSCertFile string `yaml:"tlsCertFile" env:"MERIDIAN_API_TLS_CERT_FILE" doc:"PEM file with the HTTPS certificate chain; empty means a self-made one"`
+	TLSKeyFile  string `yaml:"tlsKeyFile" env:"MERIDIAN_API_TLS_KEY_FILE" doc:"PEM file with the key of tlsCertFile"`
+
+	ReadOnly         bool `yaml:"readOnly" env:"MERIDIAN_API_READ_ONLY" doc:"answer every write with 405"`
+	LocalhostIsAdmin bool `yaml:"localhostIsAdmin" env:"MERIDIAN_API_LOCALHOST_IS_ADMIN" doc:"requests from the loopback interface have administrator rights, unless they carry an Origin header, a Host that is not local, or signs of a proxy"`
+	UnsafeDelete     bool `yaml:"unsafeDelete" env:"MERIDIAN_API_UNSAFE_DELETE" doc:"delete meshes that hold dataplanes, zones that are online and secrets that are in use"`
+
+	CORSAllowedDomains []string `yaml:"corsAllowedDomains" env:"MERIDIAN_API_CORS_ALLOWED_DOMAINS" doc:"regular expressions; pages whose origin or its host name matches one as a whole may call the API from a browser"`
+
+	MaxBodyBytes     int64 `yaml:"maxBodyBytes" env:"MERIDIAN_API_MAX_BODY_BYTES" doc:"largest request body in bytes, 1024 or more"`
+	RenderCacheBytes int64 `yaml:"renderCacheBytes" env:"MERIDIAN_API_RENDER_CACHE_BYTES" doc:"memory for rendered JSON in bytes, 0 or more"`
+
+	ReadTimeout     time.Duration `yaml:"readTimeout" env:"MERIDIAN_API_READ_TIMEOUT" doc:"longest time to receive a request"`
+	WriteTimeout    time.Duration `yaml:"writeTimeout" env:"MERIDIAN_API_WRITE_TIMEOUT" doc:"longest time from the end of the request's header to the end of the answer"`
+	IdleTimeout     time.Duration `yaml:"idleTimeout" env:"MERIDIAN_API_IDLE_TIMEOUT" doc:"how long an idle connection is kept open"`
+	ShutdownTimeout time.Duration `yaml:"shutdownTimeout" env:"MERIDIAN_API_SHUTDOWN_TIMEOUT" doc:"how long requests in flight may take to finish at shutdown"`
+}
+
+// Default returns the documented defaults.
+func Default() Config {
+	return Config{
+		HTTPPort:         5681,
+		HTTPSPort:        5682,
+		LocalhostIsAdmin: true,
+		MaxBodyBytes:     4 << 20,
+		RenderCacheBytes: 64 << 20,
+		ReadTimeout:      30 * time.Second,
+		WriteTimeout:     time.Minute,
+		IdleTimeout:      2 * time.Minute,
+		ShutdownTimeout:  5 * time.Second,
+	}
+}
+
+// Validate returns every problem of c, each starting with the field's name in the file.
+func (c Config) Validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.HTTPPort < 0 || c.HTTPPort > 65535 {
+		bad("httpPort: %d is not in 0-65535", c.HTTPPort)
+	}
+	if c.HTTPSPort < -1 || c.HTTPSPort > 65535 {
+		bad("httpsPort: %d is not in -1-65535", c.HTTPSPort)
+	}
+	if c.HTTPPort != 0 && c.HTTPPort == c.HTTPSPort {
+		bad("httpsPort: %d is the httpPort too", c.HTTPSPort)
+	}
+	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
+		bad("tlsCertFile, tlsKeyFile: one is set without the other")
+	}
+	if c.MaxBodyBytes < 1024 {
+		bad("maxBodyBytes: %d is less than 1024", c.MaxBodyBytes)
+	}
+	if c.RenderCacheBytes < 0 {
+		bad("renderCacheBytes: %d is negative", c.RenderCacheBytes)
+	}
+	for _, t := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"readTimeout", c.ReadTimeout},
+		{"writeTimeout", c.WriteTimeout},
+		{"idleTimeout", c.IdleTimeout},
+		{"shutdownTimeout", c.ShutdownTimeout},
+	} {
+		if t.d <= 0 {
+			bad("%s: %s is not positive", t.name, t.d)
+		}
+	}
+	if _, err := compileOrigins(c.CORSAllowedDomains); err != nil {
+		errs = append(errs, err)
+	}
+	return errs
+}
+
+// compileOrigins turns corsAllowedDomains into expressions that match a whole origin or host name.
+func compileOrigins(patterns []string) ([]*regexp.Regexp, error) {
+	compiled := make([]*regexp.Regexp, 0, len(patterns))
+	for i, p := range patterns {
+		re, err := regexp.Compile(`(?i)\A(?:` + p + `)\z`)
+		if err != nil {
+			return nil, fmt.Errorf("corsAllowedDomains[%d]: %w", i, err)
+		}
+		compiled = append(compiled, re)
+	}
+	return compiled, nil
+}

@@ -1,0 +1,183 @@
+package server
+
+import (
+	"fmt"
+	"net/http"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meridian-mesh/meridian/api/codec"
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+)
+
+// zoneTag is the tag that names the zone of a proxy.
+const zoneTag = "kuma.io/zone"
+
+// syncToken is the type of the records in which synchronisation keeps how far it got with a zone; Key.Mesh holds the
+// zone's name. It has no row in the registry: it is no resource.
+const syncToken = "SyncToken"
+
+// admit returns the specification to store for one that was sent. On a zone, a Dataplane carries the zone's name on
+// every inbound or on its gateway, and an inbound with a probe starts as not ready, until the probe has spoken.
+func (e endpoint) admit(spec []byte, creating bool) ([]byte, error) {
+	if e.plane != resource.Zone || e.d.Name != resource.Dataplane {
+		return spec, nil
+	}
+	var dp meshv1.Dataplane
+	if err := proto.Unmarshal(spec, &dp); err != nil {
+		return nil, fmt.Errorf("read the dataplane: %w", err)
+	}
+	if g := dp.GetNetworking().GetGateway(); g != nil {
+		g.Tags = withTag(g.GetTags(), zoneTag, e.opts.ZoneName)
+	}
+	for _, in := range dp.GetNetworking().GetInbound() {
+		in.Tags = withTag(in.GetTags(), zoneTag, e.opts.ZoneName)
+		if creating && in.GetServiceProbe() != nil && in.GetHealth() == nil {
+			in.Health = &meshv1.Dataplane_Networking_Inbound_Health{}
+		}
+	}
+	admitted, err := proto.MarshalOptions{Deterministic: true}.Marshal(&dp)
+	if err != nil {
+		return nil, fmt.Errorf("encode the dataplane: %w", err)
+	}
+	return admitted, nil
+}
+
+func withTag(tags map[string]string, key, value string) map[string]string {
+	if tags == nil {
+		tags = make(map[string]string, 1)
+	}
+	tags[key] = value
+	return tags
+}
+
+// deletion returns the batch that removes rec: itself, its insight, and what goes with a resource of its type, or the
+// reason why it must stay. online says whether a zone has a live session.
+func (e endpoint) deletion(head *store.Snapshot, rec *store.Record, online bool) ([]store.Op, error) {
+	ops := []store.Op{store.Delete(rec.Key)}
+	if insight, ok := e.d.Insight(); ok {
+		key := rec.Key
+		key.Type = string(insight.Name)
+		if i, ok := head.Get(key); ok && i.Origin == "" {
+			ops = append(ops, store.Delete(key))
+		}
+	}
+	switch e.d.Name {
+	case resource.Mesh:
+		return e.meshDeletion(head, rec.Key.Name, ops)
+	case resource.ZoneType:
+		return e.zoneDeletion(head, rec.Key.Name, online, ops)
+	case resource.Secret:
+		if err := e.secretUnused(head, rec.Key); err != nil {
+			return nil, err
+		}
+	default:
+	}
+	return ops, nil
+}
+
+// meshDeletion adds all that this plane owns in a mesh. Proxies keep the mesh, also those that zones own; what else
+// zones own in it is theirs to remove.
+func (e endpoint) meshDeletion(head *store.Snapshot, mesh string, ops []store.Op) ([]store.Op, error) {
+	if !e.opts.UnsafeDelete && head.Count(string(resource.Dataplane), mesh) > 0 {
+		return nil, invalid(titleDelete, cause{"mesh", "unable to delete mesh, there are still some dataplanes attached"})
+	}
+	all := resource.All()
+	for i := range all {
+		if all[i].Scope != resource.ScopeMesh {
+			continue
+		}
+		for rec := range head.List(string(all[i].Name), mesh) {
+			if rec.Origin == "" {
+				ops = append(ops, store.Delete(rec.Key))
+			}
+		}
+	}
+	return ops, nil
+}
+
+// zoneDeletion adds all that came from a zone, and the memory of how far synchronisation with it got: should the zone
+// come back, it starts anew.
+func (e endpoint) zoneDeletion(head *store.Snapshot, zone string, online bool, ops []store.Op) ([]store.Op, error) {
+	if online && !e.opts.UnsafeDelete {
+		return nil, invalid(titleDelete, cause{
+			"zone", "unable to delete Zone, Zone CP is still connected, please shut it down first",
+		})
+	}
+	all := resource.All()
+	for i := range all {
+		for rec := range head.ByOrigin(string(all[i].Name), zone) {
+			ops = append(ops, store.Delete(rec.Key))
+		}
+	}
+	for rec := range head.List(syncToken, zone) {
+		ops = append(ops, store.Delete(rec.Key))
+	}
+	return ops, nil
+}
+
+// zoneOnline reports whether the zone that is to be deleted has a live session. One that may be deleted nevertheless
+// has its session ended first.
+func (e endpoint) zoneOnline(r *http.Request, key store.Key) (bool, error) {
+	snap := e.store.Snapshot()
+	live, ok := e.live(snap, key.Name)
+	if !ok || !live.Online {
+		return false, nil
+	}
+	if _, exists := snap.Get(key); !exists || !e.opts.UnsafeDelete || e.opts.EndZoneSession == nil {
+		return true, nil
+	}
+	if err := e.opts.EndZoneSession(r.Context(), key.Name); err != nil {
+		return true, fmt.Errorf("end the session of zone %s: %w", key.Name, err)
+	}
+	return false, nil
+}
+
+// secretUnused refuses to delete a secret that an mTLS backend of its mesh takes its CA from.
+func (e endpoint) secretUnused(head *store.Snapshot, key store.Key) error {
+	if e.opts.UnsafeDelete {
+		return nil
+	}
+	rec, ok := head.Get(store.Key{Type: string(resource.Mesh), Name: key.Mesh})
+	if !ok {
+		return nil
+	}
+	d, _ := resource.Lookup(resource.Mesh)
+	spec, err := codec.Spec(d, rec)
+	if err != nil {
+		return internal(titleDelete, fmt.Errorf("read %s: %w", rec.Key, err))
+	}
+	mesh, ok := spec.(*meshv1.Mesh)
+	if !ok {
+		return internal(titleDelete, fmt.Errorf("read %s: it holds a %T", rec.Key, spec))
+	}
+	for _, b := range mesh.GetMtls().GetBackends() {
+		if backendUses(b, key) {
+			return invalid(titleDelete, cause{"name", fmt.Sprintf(
+				"The secret %q that you are trying to remove is currently in use in Mesh %q in mTLS backend %q. "+
+					"Please remove the reference from the %q backend before removing the secret.",
+				key.Name, key.Mesh, b.GetName(), b.GetName())})
+		}
+	}
+	return nil
+}
+
+// backendUses reports whether a CA backend reads a secret: the pair made for a builtin one, or those a provided one
+// names.
+func backendUses(b *meshv1.CertificateAuthorityBackend, secret store.Key) bool {
+	switch b.GetType() {
+	case "builtin":
+		prefix := secret.Mesh + ".ca-builtin-"
+		return secret.Name == prefix+"cert-"+b.GetName() || secret.Name == prefix+"key-"+b.GetName()
+	case "provided":
+		for _, part := range [...]string{"cert", "key"} {
+			source := b.GetConf().GetFields()[part].GetStructValue()
+			if source.GetFields()["secret"].GetStringValue() == secret.Name {
+				return true
+			}
+		}
+	}
+	return false
+}

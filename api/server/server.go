@@ -1,0 +1,228 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+)
+
+// ZoneLive is what the global knows about a zone's session beyond what is stored.
+type ZoneLive struct {
+	Online bool
+	// URL is the address the session comes from, e.g. "grpcs://10.0.0.7:41220"; empty when there is none.
+	URL string
+	// ConnectedSince and LastAck are zero when there is no session, or nothing was acknowledged yet.
+	ConnectedSince, LastAck time.Time
+	// Lag counts the resources that changed and that the zone has not acknowledged.
+	Lag int
+}
+
+// ZoneSessions is what only the global's live sessions know. Its methods are called for every request that shows
+// zones: they must be quick, safe for concurrent use, and must not call back into the server.
+type ZoneSessions interface {
+	// Live describes the session of a zone at snap; false when nothing is known of that zone.
+	Live(snap *store.Snapshot, zone string) (ZoneLive, bool)
+	// Insight returns the insight of a zone when it is newer than the stored one. The caller does not change it.
+	Insight(zone string) (*systemv1.ZoneInsight, bool)
+}
+
+// Options is what a [Server] needs.
+type Options struct {
+	Config
+
+	// Plane is [resource.Global] or [resource.Zone]; ZoneName is set on a zone only.
+	Plane    resource.Plane
+	ZoneName string
+	// Store must stay open until Run has returned.
+	Store *store.Store
+	// Zones is nil where there are no zone sessions: every zone then reads as offline.
+	Zones ZoneSessions
+	// EndZoneSession, where set, is called before a zone that is online is deleted (possible with UnsafeDelete only),
+	// so that the session cannot write after the deletion. Its error ends the request.
+	EndZoneSession func(ctx context.Context, zone string) error
+
+	// InstanceID, Hostname and Version are shown at "/"; APIVersion there is the API generation that kumactl checks,
+	// "2.0.8" when empty.
+	InstanceID, Hostname, Version, APIVersion string
+	// ProxyVersions maps ranges of kuma-dp versions to the Envoy versions they run, for /versions; nil: the built-in table.
+	ProxyVersions map[string]string
+	// EffectiveConfig returns the body of /config with secrets masked; nil: "{}".
+	EffectiveConfig func() ([]byte, error)
+
+	// TLS is needed unless HTTPSPort is -1.
+	TLS *tls.Config
+	// Registerer may be nil: nothing is exported then.
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+}
+
+// Server serves the API. Its listeners are bound from [New] on, so that ports are known before anything is served.
+type Server struct {
+	// Set by New, read-only after.
+	opts     Options
+	plane    resource.Plane
+	store    *store.Store
+	zones    ZoneSessions
+	log      *slog.Logger
+	origins  []*regexp.Regexp
+	handler  http.Handler
+	policies []byte
+	versions []byte
+	metrics  metrics
+	http     listener
+	https    listener
+
+	// Safe for concurrent use.
+	renders *renders
+	buffers sync.Pool // of *bytes.Buffer
+	gzips   sync.Pool // of *gzip.Writer
+}
+
+// listener is one bound address; ln is nil when it is switched off.
+type listener struct {
+	ln     net.Listener
+	secure bool
+}
+
+// New checks o, registers the metrics and binds the listeners. Who does not call Run must call Close.
+func New(o Options) (*Server, error) {
+	if err := errors.Join(o.Validate()...); err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	if o.Store == nil || o.Log == nil || (o.Plane != resource.Global && o.Plane != resource.Zone) {
+		return nil, errors.New("api server: Store, Log and Plane must be set")
+	}
+	if o.HTTPSPort >= 0 && o.TLS == nil {
+		return nil, errors.New("api server: HTTPS is on but there is no TLS configuration")
+	}
+	origins, err := compileOrigins(o.CORSAllowedDomains)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	s := &Server{
+		opts:    o,
+		plane:   o.Plane,
+		store:   o.Store,
+		zones:   o.Zones,
+		log:     o.Log.With("component", "api"),
+		origins: origins,
+		renders: newRenders(o.RenderCacheBytes),
+	}
+	if s.policies, err = s.policiesBody(); err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	if s.versions, err = versionsBody(o.ProxyVersions); err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	if s.metrics, err = newMetrics(o.Registerer); err != nil {
+		return nil, fmt.Errorf("api server: register metrics: %w", err)
+	}
+	s.handler = s.routes()
+	if s.http.ln, err = listen(o.BindAddress, o.HTTPPort); err != nil {
+		return nil, fmt.Errorf("api server: listen for HTTP: %w", err)
+	}
+	if o.HTTPSPort >= 0 {
+		s.https.secure = true
+		if s.https.ln, err = listen(o.BindAddress, o.HTTPSPort); err != nil {
+			return nil, errors.Join(fmt.Errorf("api server: listen for HTTPS: %w", err), s.http.ln.Close())
+		}
+	}
+	return s, nil
+}
+
+func listen(address string, port int) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(context.Background(), "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
+}
+
+// HTTPAddr is the bound address of the plain listener.
+func (s *Server) HTTPAddr() net.Addr { return s.http.ln.Addr() }
+
+// HTTPSAddr is the bound address of the TLS listener, nil when it is off.
+func (s *Server) HTTPSAddr() net.Addr {
+	if s.https.ln == nil {
+		return nil
+	}
+	return s.https.ln.Addr()
+}
+
+// Handler returns the API without its listeners.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Close releases the listeners of a server that was not run; after Run it does nothing.
+func (s *Server) Close() error {
+	var errs []error
+	for _, l := range []listener{s.http, s.https} {
+		if l.ln == nil {
+			continue
+		}
+		if err := l.ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, fmt.Errorf("close API listener: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Run serves until ctx ends or a listener fails. Then no connection is accepted any more and requests in flight get
+// ShutdownTimeout to finish; the rest is cut off. It returns nil after a shutdown that ctx asked for.
+func (s *Server) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range []listener{s.http, s.https} {
+		if l.ln == nil {
+			continue
+		}
+		srv := &http.Server{
+			Handler:           s.handler,
+			ReadHeaderTimeout: min(s.opts.ReadTimeout, 10*time.Second),
+			ReadTimeout:       s.opts.ReadTimeout,
+			WriteTimeout:      s.opts.WriteTimeout,
+			IdleTimeout:       s.opts.IdleTimeout,
+			MaxHeaderBytes:    64 << 10,
+			ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+			// Requests outlive ctx: they end by themselves during the shutdown.
+			BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+		}
+		g.Go(func() error {
+			s.log.InfoContext(ctx, "serving API", "address", l.ln.Addr().String(), "tls", l.secure)
+			var err error
+			if l.secure {
+				srv.TLSConfig = s.opts.TLS.Clone()
+				err = srv.ServeTLS(l.ln, "", "")
+			} else {
+				err = srv.Serve(l.ln)
+			}
+			if !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve API on %s: %w", l.ln.Addr(), err)
+			}
+			return nil
+		})
+		g.Go(func() error {
+			<-ctx.Done()
+			grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.ShutdownTimeout)
+			defer cancel()
+			if err := srv.Shutdown(grace); err != nil {
+				s.log.WarnContext(grace, "requests cut off at shutdown", "err", err)
+				return srv.Close()
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("api server: %w", err)
+	}
+	return nil
+}
