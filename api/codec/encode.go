@@ -262,16 +262,20 @@ func (p *printer) list(fd protoreflect.FieldDescriptor, list protoreflect.List) 
 }
 
 func (p *printer) mapping(fd protoreflect.FieldDescriptor, m protoreflect.Map) {
-	keys := make([]string, 0, m.Len())
-	m.Range(func(k protoreflect.MapKey, _ protoreflect.Value) bool {
-		keys = append(keys, k.String())
+	type entry struct {
+		key   string
+		value protoreflect.Value
+	}
+	entries := make([]entry, 0, m.Len())
+	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+		entries = append(entries, entry{k.String(), v})
 		return true
 	})
-	slices.Sort(keys)
+	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.key, b.key) })
 	p.open('{')
-	for _, k := range keys {
-		p.key(k)
-		p.value(fd, m.Get(protoreflect.ValueOfString(k).MapKey()))
+	for _, e := range entries {
+		p.key(e.key)
+		p.value(fd, e.value)
 	}
 	p.close('}')
 }

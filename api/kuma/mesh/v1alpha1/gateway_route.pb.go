@@ -705,7 +705,7 @@ func (x *MeshGatewayRoute_HttpRoute_Rule) GetBackends() []*MeshGatewayRoute_Back
 type MeshGatewayRoute_HttpRoute_Filter_Mirror struct {
 	state   protoimpl.MessageState    `protogen:"open.v1"`
 	Backend *MeshGatewayRoute_Backend `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
-	// 0 to 100; absent means 100.
+	// 0 to 100.
 	Percentage    *wrapperspb.DoubleValue `protobuf:"bytes,2,opt,name=percentage,proto3" json:"percentage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

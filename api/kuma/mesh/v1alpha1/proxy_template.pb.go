@@ -137,7 +137,7 @@ func (x *ProxyTemplateRawResource) GetResource() string {
 	return ""
 }
 
-// Conf lists imported profiles, raw resources and modifications, applied in this order.
+// Conf lists imported profiles, raw resources and modifications.
 type ProxyTemplate_Conf struct {
 	state         protoimpl.MessageState         `protogen:"open.v1"`
 	Imports       []string                       `protobuf:"bytes,1,rep,name=imports,proto3" json:"imports,omitempty"`
