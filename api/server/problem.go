@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 
@@ -127,7 +128,11 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) int {
 	if p.status >= http.StatusInternalServerError {
 		id := rand.Text()
 		w.Header().Set("X-Request-Id", id)
-		s.log.ErrorContext(r.Context(), "request failed",
+		level := slog.LevelError
+		if r.Context().Err() != nil {
+			level = slog.LevelDebug // the client went away; nothing of ours failed
+		}
+		s.log.Log(r.Context(), level, "request failed",
 			"request_id", id, "method", r.Method, "path", r.URL.Path, "status", p.status, "err", p.err)
 	}
 	body, err := marshal(p)

@@ -37,7 +37,7 @@ type ZoneLive struct {
 type ZoneSessions interface {
 	// Live describes the session of a zone at snap; false when nothing is known of that zone.
 	Live(snap *store.Snapshot, zone string) (ZoneLive, bool)
-	// Insight returns the insight of a zone when it is newer than the stored one. The caller does not change it.
+	// Insight returns the insight of a zone when it is newer than the stored one. Neither side changes it any more.
 	Insight(zone string) (*systemv1.ZoneInsight, bool)
 }
 
