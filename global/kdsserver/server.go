@@ -143,33 +143,35 @@ func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, er
 	return h, nil
 }
 
-// ensureZone makes the Zone of a caller that is not known yet, whichever RPC comes first.
-func (s *Server) ensureZone(ctx context.Context, name string) error {
+// ensureZone makes the Zone of a caller that is not known yet, whichever RPC comes first, and returns the revision that
+// created it.
+func (s *Server) ensureZone(ctx context.Context, name string) (store.Revision, error) {
 	key := store.Key{Type: string(resource.ZoneType), Name: name}
-	if _, ok := s.o.Store.Snapshot().Get(key); ok {
-		return nil
+	if rec, ok := s.o.Store.Snapshot().Get(key); ok {
+		return rec.CreateRevision, nil
 	}
 	spec, err := proto.Marshal(&systemv1.Zone{Enabled: wrapperspb.Bool(true)})
 	if err != nil {
-		return fmt.Errorf("encode zone: %w", err)
+		return 0, fmt.Errorf("encode zone: %w", err)
 	}
-	created := false
-	_, err = s.o.Store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		if _, ok := head.Get(key); ok {
-			created = false
+	var existing store.Revision
+	created, err := s.o.Store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
+		if rec, ok := head.Get(key); ok {
+			existing = rec.CreateRevision
 			return nil, nil
 		}
-		created = true
+		existing = 0
 		now := time.Now().UTC()
 		return []store.Op{store.Put(&store.Record{Key: key, Spec: spec, Created: now, Modified: now})}, nil
 	})
 	if err != nil {
-		return fmt.Errorf("create zone %q: %w", name, err)
+		return 0, fmt.Errorf("create zone %q: %w", name, err)
 	}
-	if created {
-		s.o.Log.InfoContext(ctx, "zone created on first contact", "zone", name)
+	if existing != 0 {
+		return existing, nil
 	}
-	return nil
+	s.o.Log.InfoContext(ctx, "zone created on first contact", "zone", name)
+	return created, nil
 }
 
 // open admits a stream of the caller.
@@ -178,7 +180,7 @@ func (s *Server) open(ctx context.Context, kind zones.Kind, missing codes.Code) 
 	if err != nil {
 		return nil, hello, nil, err
 	}
-	if err := s.ensureZone(ctx, hello.Zone); err != nil {
+	if hello.Created, err = s.ensureZone(ctx, hello.Zone); err != nil {
 		return nil, hello, nil, statusOf(err)
 	}
 	ctx, stream, err := s.o.Zones.Open(ctx, kind, hello)
@@ -223,7 +225,8 @@ func (s *Server) ZoneToGlobalSync(g grpc.BidiStreamingServer[discoveryv3.DeltaDi
 			Features: []string{kds.FeatureResume},
 		},
 		Guard: func(head *store.Snapshot) ([]store.Op, error) {
-			if _, ok := head.Get(zoneKey); !ok {
+			// A Zone that was made again since is not the one whose resources this stream has been sending.
+			if rec, ok := head.Get(zoneKey); !ok || rec.CreateRevision != hello.Created {
 				return nil, zones.ErrZoneDeleted
 			}
 			return nil, nil
@@ -265,7 +268,7 @@ func (s *Server) HealthCheck(ctx context.Context, _ *meshv1.ZoneHealthCheckReque
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ensureZone(ctx, hello.Zone); err != nil {
+	if _, err := s.ensureZone(ctx, hello.Zone); err != nil {
 		return nil, statusOf(err)
 	}
 	if err := s.o.Zones.Health(hello); err != nil {

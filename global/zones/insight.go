@@ -86,8 +86,8 @@ func (t *Table) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return t.flush(context.WithoutCancel(ctx))
-		case name := <-deleted:
-			t.forget(name)
+		case gone := <-deleted:
+			t.forget(gone)
 			continue
 		case <-t.wake:
 		}
@@ -108,7 +108,7 @@ func (t *Table) Run(ctx context.Context) error {
 }
 
 // hold waits, unless something urgent happens.
-func (t *Table) hold(ctx context.Context, wait time.Duration, deleted <-chan string) error {
+func (t *Table) hold(ctx context.Context, wait time.Duration, deleted <-chan deletion) error {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
@@ -117,8 +117,8 @@ func (t *Table) hold(ctx context.Context, wait time.Duration, deleted <-chan str
 			return ctx.Err()
 		case <-timer.C:
 			return nil
-		case name := <-deleted:
-			t.forget(name)
+		case gone := <-deleted:
+			t.forget(gone)
 		case <-t.wake:
 			t.mu.Lock()
 			urgent := t.urgent
@@ -131,10 +131,17 @@ func (t *Table) hold(ctx context.Context, wait time.Duration, deleted <-chan str
 	}
 }
 
-// watchZones reports the names of deleted zones until stop.
-func (t *Table) watchZones(ctx context.Context) (deleted <-chan string, stop func()) {
+// deletion is a Zone that was deleted, and perhaps made again since.
+type deletion struct {
+	zone string
+	// before is the revision up to which sessions belong to the deleted Zone.
+	before store.Revision
+}
+
+// watchZones reports deleted zones until stop.
+func (t *Table) watchZones(ctx context.Context) (deleted <-chan deletion, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	names, done := make(chan string), make(chan struct{})
+	found, done := make(chan deletion), make(chan struct{})
 	from := t.store.Snapshot().Revision()
 	go func() {
 		defer close(done)
@@ -143,31 +150,41 @@ func (t *Table) watchZones(ctx context.Context) (deleted <-chan string, stop fun
 				return
 			}
 			for _, c := range changes.List {
+				d := deletion{c.Key.Name, c.Revision}
 				if c.Record != nil {
-					continue
+					d.before = c.Record.CreateRevision - 1
 				}
 				select {
-				case names <- c.Key.Name:
+				case found <- d:
 				case <-ctx.Done():
 					return
 				}
 			}
 		}
 	}()
-	return names, func() { cancel(); <-done }
+	return found, func() { cancel(); <-done }
 }
 
 // forget ends the session of a zone that was deleted. It may come back, as a new zone.
-func (t *Table) forget(name string) {
+func (t *Table) forget(d deletion) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if z := t.zones[name]; z != nil {
-		t.retireLocked(z, ErrZoneDeleted)
-		delete(t.zones, name)
-		delete(t.dirty, name)
-		t.connected.DeleteLabelValues(name)
-		t.swaps.DeleteLabelValues(name)
+	z := t.zones[d.zone]
+	if z == nil {
+		return
 	}
+	if z.session == nil {
+		if _, ok := t.store.Snapshot().Get(store.Key{Type: string(resource.ZoneType), Name: d.zone}); ok {
+			return
+		}
+	} else if z.session.hello.Created > d.before {
+		return // of the Zone that is there now
+	}
+	t.retireLocked(z, ErrZoneDeleted)
+	delete(t.zones, d.zone)
+	delete(t.dirty, d.zone)
+	t.connected.DeleteLabelValues(d.zone)
+	t.swaps.DeleteLabelValues(d.zone)
 }
 
 // flush stores every dirty insight in one batch. An insight without its Zone is not stored: it goes with it.

@@ -67,6 +67,9 @@ type Hello struct {
 	Pings bool
 	// Token: the zone presented a token.
 	Token bool
+	// Created is the revision that created the Zone this stream belongs to. A Zone that is deleted and made again is
+	// another one, with none of the resources of the first.
+	Created store.Revision
 }
 
 // Config tunes a Table.
@@ -425,6 +428,17 @@ func (t *Table) Health(hello Hello) error {
 	z.insight.HealthCheck = &systemv1.HealthCheck{Time: timestamppb.Now()}
 	if z.session.health != nil {
 		z.session.health.Reset(t.cfg.HealthTimeout)
+	}
+	return nil
+}
+
+// End ends the session of a zone that is about to be deleted. What its streams were about to commit fails once the Zone
+// is gone.
+func (t *Table) End(_ context.Context, name string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if z := t.zones[name]; z != nil {
+		t.retireLocked(z, ErrZoneDeleted)
 	}
 	return nil
 }

@@ -1,0 +1,249 @@
+// Package global is the global control plane: it holds meshes and policies, serves the HTTP API over them, and is what
+// the zones connect to.
+package global
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/protobuf/proto"
+
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/common/component"
+	"github.com/meridian-mesh/meridian/common/config"
+	"github.com/meridian-mesh/meridian/common/diagnostics"
+	"github.com/meridian-mesh/meridian/common/instance"
+	"github.com/meridian-mesh/meridian/common/storage"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/tlsconf"
+	"github.com/meridian-mesh/meridian/common/version"
+	"github.com/meridian-mesh/meridian/global/kdsserver"
+	"github.com/meridian-mesh/meridian/global/zones"
+	"github.com/meridian-mesh/meridian/sync/kds"
+)
+
+// drainTimeout is how long a stop waits for zones to let go of their streams. With the API's own drain, which runs at
+// the same time, a stop stays well below 10 s.
+const drainTimeout = 3 * time.Second
+
+// Global is a global control plane with its listeners bound and its store open.
+type Global struct {
+	cfg         Config
+	log         *slog.Logger
+	store       *store.Store
+	zones       *zones.Table
+	kds         *kdsserver.Server
+	kdsListener net.Listener
+	api         *server.Server
+	diagnostics *diagnostics.Server
+}
+
+// New opens the store, makes what a new global needs, and binds the listeners. The caller closes what it returns,
+// after Run if that was called.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err error) {
+	if cfg.General.InstanceID == "" {
+		cfg.General.InstanceID = instance.NewID()
+	}
+	log = log.With("instance", cfg.General.InstanceID)
+	g = &Global{cfg: cfg, log: log}
+	defer func() {
+		if err != nil {
+			g.release()
+		}
+	}()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	g.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, store.Options{Registerer: reg, Log: log.With("component", "store")})
+	if err != nil {
+		return nil, err
+	}
+	clusterID, err := ensureDefaults(ctx, g.store, cfg.Defaults, log)
+	if err != nil {
+		return nil, err
+	}
+	k := cfg.Multizone.Global.KDS
+	g.zones, err = zones.New(ctx, zones.Config{
+		InstanceID: cfg.General.InstanceID, HealthTimeout: k.HealthCheckTimeout,
+		InsightInterval: k.ZoneInsightInterval, SubscriptionLimit: k.SubscriptionLimit,
+	}, g.store, reg, log.With("component", "zones"))
+	if err != nil {
+		return nil, err
+	}
+	if err := g.listenKDS(ctx, clusterID, reg); err != nil {
+		return nil, err
+	}
+	if err := g.listenAPI(reg); err != nil {
+		return nil, err
+	}
+	g.diagnostics, err = diagnostics.New(diagnostics.Options{
+		Config: cfg.Diagnostics, Ready: g.store.Err, Gatherer: reg, Log: log.With("component", "diagnostics"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.cfg.Diagnostics.Port = g.diagnostics.Port()
+	return g, nil
+}
+
+func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus.Registerer) error {
+	k := &g.cfg.Multizone.Global.KDS
+	var tlsConfig *tls.Config
+	if k.TLSEnabled {
+		var err error
+		if tlsConfig, err = serverTLS(g.cfg.General, "kds", k.TLSCertFile, k.TLSKeyFile); err != nil {
+			return fmt.Errorf("TLS for zones: %w", err)
+		}
+	} else {
+		g.log.WarnContext(ctx, "zones connect without TLS: what they send and receive, secrets included, can be read on the way")
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(k.BindAddress, strconv.Itoa(k.Port)))
+	if err != nil {
+		return fmt.Errorf("listen for zones: %w", err)
+	}
+	g.kdsListener = l
+	k.Port = portOf(l.Addr())
+	build := version.Get()
+	g.kds = kdsserver.New(kdsserver.Options{
+		Config: kdsserver.Config{
+			MaxMessageBytes: k.MaxMessageBytes, HealthCheckInterval: k.HealthCheckInterval, AckTimeout: k.AckTimeout,
+			InsightInterval: k.ZoneInsightInterval, Keepalive: k.Keepalive, DrainTimeout: drainTimeout,
+		},
+		ClusterID: clusterID, InstanceID: g.cfg.General.InstanceID, Store: g.store, Zones: g.zones, TLS: tlsConfig,
+		Version: kds.Version{Version: version.KDS, GitTag: build.Version, GitCommit: build.Commit, BuildDate: build.Date},
+		Metrics: kds.NewMetrics(reg), Log: g.log.With("component", "kds"),
+	})
+	return nil
+}
+
+func (g *Global) listenAPI(reg prometheus.Registerer) error {
+	a := &g.cfg.API
+	opts := server.Options{
+		Config: *a, Plane: resource.Global, Store: g.store, Zones: g.zones, EndZoneSession: g.zones.End,
+		InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
+		EffectiveConfig: func() ([]byte, error) { return config.Effective(g.cfg) },
+		Registerer:      reg, Log: g.log.With("component", "api"),
+	}
+	if a.HTTPSPort >= 0 {
+		var err error
+		if opts.TLS, err = serverTLS(g.cfg.General, "api", a.TLSCertFile, a.TLSKeyFile); err != nil {
+			return fmt.Errorf("TLS for the API: %w", err)
+		}
+	}
+	var err error
+	if g.api, err = server.New(opts); err != nil {
+		return err
+	}
+	a.HTTPPort = portOf(g.api.HTTPAddr())
+	if a.HTTPSPort >= 0 {
+		a.HTTPSPort = portOf(g.api.HTTPSAddr())
+	}
+	return nil
+}
+
+func serverTLS(c General, name, certFile, keyFile string) (*tls.Config, error) {
+	if certFile != "" {
+		return tlsconf.FromFiles(certFile, keyFile)
+	}
+	cfg, _, err := tlsconf.LoadOrCreate(c.DataDir, name, c.Hostnames...)
+	return cfg, err
+}
+
+func portOf(a net.Addr) int {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.Port
+	}
+	return 0
+}
+
+// Run serves until ctx ends or a part fails.
+func (g *Global) Run(ctx context.Context) error {
+	g.log.InfoContext(ctx, "global control plane is running", "api", g.api.HTTPAddr().String(), "api_tls", g.cfg.API.HTTPSPort,
+		"kds", g.kdsListener.Addr().String(), "diagnostics", g.diagnostics.Addr().String(), "store", g.store.ID(),
+		"revision", g.store.Snapshot().Revision(), "version", version.Get().Version)
+	if g.cfg.API.LocalhostIsAdmin {
+		g.log.InfoContext(ctx, "requests from this host have administrator rights")
+	}
+	return component.Run(ctx,
+		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
+		component.Component{Name: "zones", Run: g.zones.Run}, // sessions and insights
+		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},
+		component.Component{Name: "api", Run: g.api.Run}, // operators' HTTP
+	)
+}
+
+// Close releases what New opened. What was committed is on disk whether Close is called or not.
+func (g *Global) Close() error {
+	g.release()
+	return nil
+}
+
+// release closes whatever is open; each part that ran has closed its own listener, which is no matter.
+func (g *Global) release() {
+	if g.diagnostics != nil {
+		_ = g.diagnostics.Close()
+	}
+	if g.api != nil {
+		_ = g.api.Close()
+	}
+	if g.kdsListener != nil {
+		_ = g.kdsListener.Close()
+	}
+	if g.store != nil {
+		if err := g.store.Close(); err != nil {
+			g.log.Error("store not closed cleanly", "err", err)
+		}
+	}
+}
+
+// defaultMesh is the mesh a new global starts with.
+const defaultMesh = "default"
+
+// ensureDefaults makes, in one batch, the cluster id and the default mesh where they are missing, and returns the id.
+func ensureDefaults(ctx context.Context, st *store.Store, d Defaults, log *slog.Logger) (clusterID string, err error) {
+	idKey := store.Key{Type: string(resource.Config), Name: kds.ClusterIDName}
+	meshKey := store.Key{Type: string(resource.Mesh), Name: defaultMesh}
+	fresh := uuid.NewString()
+	idSpec, err := proto.Marshal(&systemv1.Config{Config: fresh})
+	if err != nil {
+		return "", fmt.Errorf("encode cluster id: %w", err)
+	}
+	meshSpec, err := proto.Marshal(&meshv1.Mesh{})
+	if err != nil {
+		return "", fmt.Errorf("encode mesh: %w", err)
+	}
+	_, err = st.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
+		var ops []store.Op
+		now := time.Now().UTC()
+		clusterID = fresh
+		if rec, ok := head.Get(idKey); ok {
+			var c systemv1.Config
+			if err := proto.Unmarshal(rec.Spec, &c); err != nil {
+				return nil, fmt.Errorf("decode %s: %w", idKey, err)
+			}
+			clusterID = c.GetConfig()
+		} else {
+			ops = append(ops, store.Put(&store.Record{Key: idKey, Spec: idSpec, Created: now, Modified: now}))
+		}
+		if _, ok := head.Get(meshKey); !ok && !d.SkipMeshCreation {
+			ops = append(ops, store.Put(&store.Record{Key: meshKey, Spec: meshSpec, Created: now, Modified: now}))
+		}
+		return ops, nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("make defaults: %w", err)
+	}
+	log.InfoContext(ctx, "cluster", "id", clusterID)
+	return clusterID, nil
+}

@@ -1,0 +1,164 @@
+package zone
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/common/diagnostics"
+	"github.com/meridian-mesh/meridian/common/logging"
+	"github.com/meridian-mesh/meridian/common/storage"
+)
+
+// Config is everything that can be set on a zone control plane. Its keys are those of the file and of GET /config;
+// docs/CONFIGURATION.md is generated from it.
+type Config struct {
+	// Mode and Environment are fixed. They are keys of the file so that a file written for the other program is
+	// refused, and so that clients of GET /config find them.
+	Mode        string `yaml:"mode" doc:"always zone"`
+	Environment string `yaml:"environment" doc:"always universal"`
+
+	General     General            `yaml:"general"`
+	Log         logging.Config     `yaml:"log"`
+	Store       storage.Config     `yaml:"store"`
+	API         server.Config      `yaml:"apiServer"`
+	Diagnostics diagnostics.Config `yaml:"diagnostics"`
+	Multizone   Multizone          `yaml:"multizone"`
+}
+
+// General is the section general.
+type General struct {
+	DataDir    string   `yaml:"dataDir" env:"MERIDIAN_DATA_DIR" doc:"directory of the store and of self-made certificates; made with mode 0700 when missing, one process at a time"`
+	InstanceID string   `yaml:"instanceId" env:"MERIDIAN_INSTANCE_ID" doc:"name of this process in insights and logs; empty means the host's name and a random suffix"`
+	Hostnames  []string `yaml:"hostnames" env:"MERIDIAN_HOSTNAMES" doc:"further host names and IP addresses self-made certificates are valid for, beside localhost and this host's own"`
+}
+
+// Multizone is the section multizone.
+type Multizone struct {
+	Zone MultizoneZone `yaml:"zone"`
+}
+
+// MultizoneZone is the section multizone.zone.
+type MultizoneZone struct {
+	Name          string `yaml:"name" env:"MERIDIAN_ZONE_NAME" doc:"name of this zone, one DNS label; must be set, and differ from every other zone's"`
+	GlobalAddress string `yaml:"globalAddress" env:"MERIDIAN_ZONE_GLOBAL_ADDRESS" doc:"where the global control plane listens for zones: grpcs://host:port, or grpc://host:port for plain text; must be set"`
+	AcceptGlobal  string `yaml:"acceptGlobal" env:"MERIDIAN_ZONE_ACCEPT_GLOBAL" doc:"cluster id of the one global to take resources from; empty means the one met first"`
+	KDS           KDS    `yaml:"kds"`
+}
+
+// KDS is the section multizone.zone.kds: the session with the global.
+type KDS struct {
+	CAFile        string `yaml:"caFile" env:"MERIDIAN_ZONE_KDS_CA_FILE" doc:"PEM file of the authorities the global's certificate may come from, such as trust/kds-ca.crt of its data directory; it may appear later than the zone; empty means those of the operating system"`
+	TLSSkipVerify bool   `yaml:"tlsSkipVerify" env:"MERIDIAN_ZONE_KDS_TLS_SKIP_VERIFY" doc:"trust whoever answers at globalAddress: for tests only"`
+
+	MaxMessageBytes     int           `yaml:"maxMessageBytes" env:"MERIDIAN_KDS_MAX_MESSAGE_BYTES" doc:"largest message sent or received, in bytes, 65536-2147483647"`
+	HealthCheckInterval time.Duration `yaml:"healthCheckInterval" env:"MERIDIAN_KDS_HEALTH_CHECK_INTERVAL" doc:"how often to report to the global until it says otherwise, 100ms or more"`
+	HealthCheckTimeout  time.Duration `yaml:"healthCheckTimeout" env:"MERIDIAN_KDS_HEALTH_CHECK_TIMEOUT" doc:"longest wait for the answer to a report before the session is given up, 100ms or more"`
+	AckTimeout          time.Duration `yaml:"ackTimeout" env:"MERIDIAN_KDS_ACK_TIMEOUT" doc:"longest wait for the acknowledgement of a response before the stream is closed, 1s or more"`
+	InsightInterval     time.Duration `yaml:"insightInterval" env:"MERIDIAN_KDS_INSIGHT_INTERVAL" doc:"least time between two sendings of insights to the global"`
+	Keepalive           time.Duration `yaml:"keepalive" env:"MERIDIAN_KDS_KEEPALIVE" doc:"idle time after which the connection is pinged, 1s or more; a Kuma global needs 15s or more"`
+	ReconnectBase       time.Duration `yaml:"reconnectBase" env:"MERIDIAN_ZONE_RECONNECT_BASE" doc:"wait before the first reconnect, doubled at each further failure and varied at random, 10ms or more"`
+	ReconnectMax        time.Duration `yaml:"reconnectMax" env:"MERIDIAN_ZONE_RECONNECT_MAX" doc:"longest wait between reconnects, reconnectBase or more"`
+}
+
+// DefaultConfig returns the documented defaults. The zone's name and the global's address have none.
+func DefaultConfig() Config {
+	return Config{
+		Mode:        "zone",
+		Environment: "universal",
+		General:     General{DataDir: "meridian-data/zone"},
+		Log:         logging.Default(),
+		Store:       storage.Default(),
+		API:         server.Default(),
+		Diagnostics: diagnostics.Default(),
+		Multizone: Multizone{Zone: MultizoneZone{KDS: KDS{
+			MaxMessageBytes:     10 << 20,
+			HealthCheckInterval: 2 * time.Second,
+			HealthCheckTimeout:  6 * time.Second,
+			AckTimeout:          30 * time.Second,
+			InsightInterval:     time.Second,
+			Keepalive:           15 * time.Second,
+			ReconnectBase:       250 * time.Millisecond,
+			ReconnectMax:        10 * time.Second,
+		}}},
+	}
+}
+
+// Validate returns the problems that are not those of a single section.
+func (c Config) Validate() []error {
+	var errs []error
+	if c.Mode != "zone" {
+		errs = append(errs, fmt.Errorf("mode: %q is not zone: is this the configuration of another program?", c.Mode))
+	}
+	if c.Environment != "universal" {
+		errs = append(errs, fmt.Errorf("environment: %q is not universal", c.Environment))
+	}
+	if p := c.Diagnostics.Port; p > 0 && (p == c.API.HTTPPort || p == c.API.HTTPSPort) {
+		errs = append(errs, fmt.Errorf("diagnostics.port: %d is a port of apiServer too", p))
+	}
+	return errs
+}
+
+// Validate returns every problem of g, each starting with the field's name in the file.
+func (g General) Validate() []error {
+	if g.DataDir == "" {
+		return []error{errors.New("dataDir: must be set")}
+	}
+	return nil
+}
+
+// Validate returns every problem of z, each starting with the field's name in the file.
+func (z MultizoneZone) Validate() []error {
+	var errs []error
+	if z.Name == "" {
+		errs = append(errs, errors.New("name: must be set (MERIDIAN_ZONE_NAME)"))
+	} else if err := resource.CheckZoneName(z.Name); err != nil {
+		errs = append(errs, fmt.Errorf("name: %q %w", z.Name, err))
+	}
+	if z.GlobalAddress == "" {
+		return append(errs, errors.New("globalAddress: must be set (MERIDIAN_ZONE_GLOBAL_ADDRESS)"))
+	}
+	u, err := url.Parse(z.GlobalAddress)
+	if err != nil || u.Scheme != "grpcs" && u.Scheme != "grpc" || u.Hostname() == "" || u.Port() == "" || *u != (url.URL{Scheme: u.Scheme, Host: u.Host}) {
+		errs = append(errs, fmt.Errorf("globalAddress: %q is not grpcs://host:port or grpc://host:port", z.GlobalAddress))
+	} else if u.Scheme == "grpc" && (z.KDS.CAFile != "" || z.KDS.TLSSkipVerify) {
+		errs = append(errs, fmt.Errorf("globalAddress: %q is plain text, but kds.caFile or kds.tlsSkipVerify is set", z.GlobalAddress))
+	}
+	return errs
+}
+
+// Validate returns every problem of k, each starting with the field's name in the file.
+func (k KDS) Validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if k.CAFile != "" && k.TLSSkipVerify {
+		bad("tlsSkipVerify: caFile is set too; they exclude each other")
+	}
+	if k.MaxMessageBytes < 64<<10 || k.MaxMessageBytes > 1<<31-1 {
+		bad("maxMessageBytes: %d is not in 65536-2147483647", k.MaxMessageBytes)
+	}
+	if k.ReconnectMax < k.ReconnectBase {
+		bad("reconnectMax: %s is less than reconnectBase, %s", k.ReconnectMax, k.ReconnectBase)
+	}
+	if k.InsightInterval <= 0 {
+		bad("insightInterval: %s is not positive", k.InsightInterval)
+	}
+	for _, t := range []struct {
+		name     string
+		d, least time.Duration
+	}{
+		{"healthCheckInterval", k.HealthCheckInterval, 100 * time.Millisecond},
+		{"healthCheckTimeout", k.HealthCheckTimeout, 100 * time.Millisecond},
+		{"ackTimeout", k.AckTimeout, time.Second},
+		{"keepalive", k.Keepalive, time.Second},
+		{"reconnectBase", k.ReconnectBase, 10 * time.Millisecond},
+	} {
+		if t.d < t.least {
+			bad("%s: %s is less than %s", t.name, t.d, t.least)
+		}
+	}
+	return errs
+}

@@ -1,0 +1,190 @@
+// Package zone is a zone control plane: it holds the proxies of its zone, works on copies of what the global holds, and
+// keeps working while the global is away.
+package zone
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/common/component"
+	"github.com/meridian-mesh/meridian/common/config"
+	"github.com/meridian-mesh/meridian/common/diagnostics"
+	"github.com/meridian-mesh/meridian/common/instance"
+	"github.com/meridian-mesh/meridian/common/storage"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/tlsconf"
+	"github.com/meridian-mesh/meridian/common/version"
+	"github.com/meridian-mesh/meridian/sync/kds"
+	"github.com/meridian-mesh/meridian/zone/upstream"
+)
+
+// Zone is a zone control plane with its listeners bound and its store open.
+type Zone struct {
+	cfg         Config
+	log         *slog.Logger
+	store       *store.Store
+	upstream    *upstream.Upstream
+	api         *server.Server
+	diagnostics *diagnostics.Server
+}
+
+// New opens the store and binds the listeners; it does not need the global. The caller closes what it returns, after
+// Run if that was called.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (z *Zone, err error) {
+	if cfg.General.InstanceID == "" {
+		cfg.General.InstanceID = instance.NewID()
+	}
+	log = log.With("instance", cfg.General.InstanceID, "zone", cfg.Multizone.Zone.Name)
+	z = &Zone{cfg: cfg, log: log}
+	defer func() {
+		if err != nil {
+			z.release()
+		}
+	}()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	z.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, store.Options{Registerer: reg, Log: log.With("component", "store")})
+	if err != nil {
+		return nil, err
+	}
+	if err := z.listenAPI(reg); err != nil {
+		return nil, err
+	}
+	z.diagnostics, err = diagnostics.New(diagnostics.Options{
+		Config: cfg.Diagnostics, Ready: z.store.Err, Gatherer: reg, Log: log.With("component", "diagnostics"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	z.cfg.Diagnostics.Port = z.diagnostics.Port()
+	if err := z.newUpstream(ctx, reg); err != nil {
+		return nil, err
+	}
+	return z, nil
+}
+
+func (z *Zone) listenAPI(reg prometheus.Registerer) error {
+	a := &z.cfg.API
+	opts := server.Options{
+		Config: *a, Plane: resource.Zone, ZoneName: z.cfg.Multizone.Zone.Name, Store: z.store,
+		InstanceID: z.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
+		EffectiveConfig: func() ([]byte, error) { return config.Effective(z.cfg) },
+		Registerer:      reg, Log: z.log.With("component", "api"),
+	}
+	if a.HTTPSPort >= 0 {
+		var err error
+		if opts.TLS, err = serverTLS(z.cfg.General, a.TLSCertFile, a.TLSKeyFile); err != nil {
+			return fmt.Errorf("TLS for the API: %w", err)
+		}
+	}
+	var err error
+	if z.api, err = server.New(opts); err != nil {
+		return err
+	}
+	a.HTTPPort = portOf(z.api.HTTPAddr())
+	if a.HTTPSPort >= 0 {
+		a.HTTPSPort = portOf(z.api.HTTPSAddr())
+	}
+	return nil
+}
+
+func (z *Zone) newUpstream(ctx context.Context, reg prometheus.Registerer) error {
+	m := z.cfg.Multizone.Zone
+	target, plain, err := upstream.ParseAddress(m.GlobalAddress)
+	if err != nil {
+		return fmt.Errorf("global address %q: %w", m.GlobalAddress, err)
+	}
+	host, _, err := net.SplitHostPort(target)
+	if err != nil {
+		return fmt.Errorf("global address %q: %w", m.GlobalAddress, err)
+	}
+	switch {
+	case plain:
+		z.log.WarnContext(ctx, "the global is reached without TLS: what is sent and received, secrets included, can be read on the way")
+	case m.KDS.TLSSkipVerify:
+		z.log.WarnContext(ctx, "the global's certificate is not verified: whoever answers at its address is trusted", "address", m.GlobalAddress)
+	}
+	effective, err := config.Effective(z.cfg)
+	if err != nil {
+		return fmt.Errorf("render configuration: %w", err)
+	}
+	build := version.Get()
+	z.upstream, err = upstream.New(upstream.Options{
+		Config: upstream.Config{
+			Zone: m.Name, Address: m.GlobalAddress, AcceptGlobal: m.AcceptGlobal, MaxMessageBytes: m.KDS.MaxMessageBytes,
+			HealthCheckInterval: m.KDS.HealthCheckInterval, HealthCheckTimeout: m.KDS.HealthCheckTimeout, AckTimeout: m.KDS.AckTimeout,
+			InsightInterval: m.KDS.InsightInterval, Keepalive: m.KDS.Keepalive,
+			ReconnectBase: m.KDS.ReconnectBase, ReconnectMax: m.KDS.ReconnectMax,
+		},
+		InstanceID:      z.cfg.General.InstanceID,
+		Version:         kds.Version{Version: version.KDS, GitTag: build.Version, GitCommit: build.Commit, BuildDate: build.Date},
+		EffectiveConfig: func() string { return string(effective) },
+		Store:           z.store,
+		Credentials: func() (credentials.TransportCredentials, error) {
+			cfg, err := tlsconf.ClientConfig{ServerName: host, CAFile: m.KDS.CAFile, SkipVerify: m.KDS.TLSSkipVerify}.TLS()
+			if err != nil {
+				return nil, err
+			}
+			return credentials.NewTLS(cfg), nil
+		},
+		Registerer: reg, Metrics: kds.NewMetrics(reg), Log: z.log.With("component", "upstream"),
+	})
+	return err
+}
+
+func serverTLS(c General, certFile, keyFile string) (*tls.Config, error) {
+	if certFile != "" {
+		return tlsconf.FromFiles(certFile, keyFile)
+	}
+	cfg, _, err := tlsconf.LoadOrCreate(c.DataDir, "api", c.Hostnames...)
+	return cfg, err
+}
+
+func portOf(a net.Addr) int {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.Port
+	}
+	return 0
+}
+
+// Run serves until ctx ends or a part fails.
+func (z *Zone) Run(ctx context.Context) error {
+	z.log.InfoContext(ctx, "zone control plane is running", "api", z.api.HTTPAddr().String(), "api_tls", z.cfg.API.HTTPSPort,
+		"global", z.cfg.Multizone.Zone.GlobalAddress, "diagnostics", z.diagnostics.Addr().String(), "store", z.store.ID(),
+		"revision", z.store.Snapshot().Revision(), "version", version.Get().Version)
+	return component.Run(ctx,
+		component.Component{Name: "diagnostics", Run: z.diagnostics.Run},
+		component.Component{Name: "upstream", Run: z.upstream.Run}, // KDS session with the global, reconnecting
+		component.Component{Name: "api", Run: z.api.Run},           // operators' HTTP
+	)
+}
+
+// Close releases what New opened. What was committed is on disk whether Close is called or not.
+func (z *Zone) Close() error {
+	z.release()
+	return nil
+}
+
+// release closes whatever is open; each part that ran has closed its own listener, which is no matter.
+func (z *Zone) release() {
+	if z.diagnostics != nil {
+		_ = z.diagnostics.Close()
+	}
+	if z.api != nil {
+		_ = z.api.Close()
+	}
+	if z.store != nil {
+		if err := z.store.Close(); err != nil {
+			z.log.Error("store not closed cleanly", "err", err)
+		}
+	}
+}
