@@ -1,0 +1,27 @@
+// Command meridian-global is the global control plane. Flags and configuration in, Run out; see --help.
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	"github.com/meridian-mesh/meridian/cmd/internal/launch"
+	"github.com/meridian-mesh/meridian/common/diagnostics"
+	"github.com/meridian-mesh/meridian/common/logging"
+	"github.com/meridian-mesh/meridian/global"
+)
+
+func main() {
+	program := launch.Program[global.Config]{
+		Name:        "meridian-global",
+		Summary:     "The global control plane of a Meridian mesh: holds meshes and policies, and replicates them to the zones that connect to it.",
+		Defaults:    global.DefaultConfig(),
+		Log:         func(c global.Config) logging.Config { return c.Log },
+		Diagnostics: func(c global.Config) diagnostics.Config { return c.Diagnostics },
+		Start: func(ctx context.Context, c global.Config, log *slog.Logger) (launch.Plane, error) {
+			return global.New(ctx, c, log)
+		},
+	}
+	os.Exit(program.OS().Main())
+}
