@@ -48,7 +48,9 @@ func TestListsAreSortedAndPaged(t *testing.T) {
 		{"the largest page", "/meshes/b/retries?size=1000", []string{"b/1", "b/2", "b/3"}, 3, nil},
 		{"the largest offset", "/retries?offset=9223372036854775807&size=1000", []string{}, 6, nil},
 		{
-			"other parameters are kept, sorted", "/meshes/b/retries?z=1&size=1&a=%3C%26", []string{"b/1"}, 3,
+			"other parameters are kept, sorted", "/meshes/b/retries?z=1&size=1&a=%3C%26",
+			[]string{"b/1"},
+			3,
 			base + "/meshes/b/retries?a=%3C%26&offset=1&size=1&z=1",
 		},
 	} {

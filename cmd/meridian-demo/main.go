@@ -174,7 +174,7 @@ func pickPorts() ([3]map[string]int, error) {
 			if err != nil {
 				return out, fmt.Errorf("find a free port: %w", err)
 			}
-			defer l.Close() //nolint:errcheck // nothing was written; kept open so that no port is taken twice
+			defer l.Close() // kept open until all are chosen, so that none is taken twice
 			out[i][name] = l.Addr().(*net.TCPAddr).Port
 		}
 	}
@@ -291,7 +291,7 @@ func call(ctx context.Context, method, url string, body []byte) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read to its end
+	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", url, err)
@@ -382,15 +382,15 @@ func show(ctx context.Context, global *plane, zones []*plane) error {
 	fmt.Fprintln(w, "  RESOURCE\tGLOBAL\t"+strings.ToUpper(zones[0].name)+"\t"+strings.ToUpper(zones[1].name))
 	planes := append([]*plane{global}, zones...)
 	for _, path := range []string{"meshes", "traffic-permissions", "traffic-routes", "timeouts", "meshtrafficpermissions", "external-services", "dataplanes", "zone-ingresses", "zoneegresses"} {
-		row := "  " + path
+		row := []string{"  " + path}
 		for _, p := range planes {
 			names, err := list(ctx, p.url("/"+path))
 			if err != nil {
 				return err
 			}
-			row += "\t" + strings.Join(names, ", ")
+			row = append(row, strings.Join(names, ", "))
 		}
-		fmt.Fprintln(w, row)
+		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)

@@ -161,7 +161,7 @@ func check(v reflect.Value, path string) (problems []error) {
 			problems = append(problems, check(v.Field(i), join(path, name))...)
 		}
 	}
-	if c, ok := v.Interface().(interface{ Validate() []error }); ok {
+	if c, ok := reflect.TypeAssert[interface{ Validate() []error }](v); ok {
 		for _, err := range c.Validate() {
 			if path != "" {
 				err = fmt.Errorf("%s.%w", path, err)

@@ -43,7 +43,7 @@ func TestNew(t *testing.T) {
 type withoutTime struct{ w *bytes.Buffer }
 
 func (o *withoutTime) Write(line []byte) (int, error) {
-	rest := line
+	var rest []byte
 	if bytes.HasPrefix(line, []byte("{")) {
 		_, after, _ := bytes.Cut(line, []byte(","))
 		rest = append([]byte("{"), after...)

@@ -57,20 +57,22 @@ func (s *Snapshot) ByWireName(typ, origin, mesh, wireName string) (*Record, bool
 }
 
 // Changes yields what happened to each key of a type since the batch at revision after: the last change of each key,
-// in commit order; within a batch by mesh, then name. It returns ErrCompacted when deletions since then may have been
-// forgotten, and when after is newer than the snapshot: whoever saw that revision did not see it in this history.
-// The cost is proportional to the number of changes.
+// in commit order; within a batch by mesh, then name. The cost is proportional to the number of changes.
+//
+// It returns ErrCompacted when deletions of the type since then may have been forgotten, and when after is newer than
+// the snapshot: whoever saw that revision did not see it in this history. A type that has not changed since after
+// yields nothing, however long ago that was.
 func (s *Snapshot) Changes(typ string, after Revision) (iter.Seq[Change], error) {
-	if after < s.compacted {
-		return nil, fmt.Errorf("changes of %s since revision %d, deletions known since %d: %w", typ, after, s.compacted, ErrCompacted)
-	}
 	if after > s.revision {
 		return nil, fmt.Errorf("changes of %s since revision %d, newest is %d: %w", typ, after, s.revision, ErrCompacted)
 	}
+	if s.LastChange(typ) <= after {
+		return func(func(Change) bool) {}, nil
+	}
+	if after < s.compacted {
+		return nil, fmt.Errorf("changes of %s since revision %d, deletions known since %d: %w", typ, after, s.compacted, ErrCompacted)
+	}
 	return func(yield func(Change) bool) {
-		if after == s.revision {
-			return
-		}
 		// A key is either a record or a tombstone, so merging the two by revision yields each key once.
 		records := s.since(tableRecords, typ, after)
 		tombstones := s.since(tableTombstones, typ, after)

@@ -22,8 +22,8 @@ type Changes struct {
 // What happened while the consumer was busy is merged per key into its next step, so a slow consumer costs nothing
 // and delays only itself. List is the consumer's own; the records are shared.
 //
-// The iteration ends with an error: ErrCompacted when from is older than the oldest retained tombstone or newer than
-// the head (read a snapshot and watch again from its revision), ErrClosed once the store is closed and all was
+// The iteration ends with an error: ErrCompacted when deletions since from may be forgotten or from is newer than the
+// head (read a snapshot and watch again from its revision), ErrClosed once the store is closed and all was
 // yielded, or ctx's error, wrapped.
 func (s *Store) Watch(ctx context.Context, from Revision, types ...string) iter.Seq2[Changes, error] {
 	return func(yield func(Changes, error) bool) {
@@ -70,9 +70,7 @@ func changesOf(head *Snapshot, after Revision, types []string) ([]Change, error)
 		if err != nil {
 			return nil, err
 		}
-		if head.LastChange(typ) > after {
-			list = slices.AppendSeq(list, changes)
-		}
+		list = slices.AppendSeq(list, changes)
 	}
 	if len(types) > 1 {
 		slices.SortStableFunc(list, func(a, b Change) int { return cmp.Compare(a.Revision, b.Revision) })

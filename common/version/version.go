@@ -14,8 +14,10 @@ const (
 	KumaAPI = "2.0.8"
 	// KDS is the version a plane announces in the version header and in the node's metadata of KDS.
 	KDS = "2.13.0"
-	// OldestProxy and NewestProxy bound the kuma-dp versions that bootstrap accepts, both included.
-	OldestProxy, NewestProxy = "2.0.0", "2.13.99"
+	// OldestProxy is the oldest kuma-dp version that bootstrap accepts.
+	OldestProxy = "2.0.0"
+	// NewestProxy is the newest one.
+	NewestProxy = "2.13.99"
 )
 
 // Set by the linker, empty otherwise:

@@ -24,11 +24,15 @@ func TestBuildIsCompletedFromTheGoTool(t *testing.T) {
 		want  Build
 	}{
 		{
-			"what the linker was told stands", Build{Version: "v2", Commit: "def", Date: "today"}, info,
+			"what the linker was told stands",
+			Build{Version: "v2", Commit: "def", Date: "today"},
+			info,
 			Build{Version: "v2", Commit: "def", Date: "today"},
 		},
 		{
-			"the rest comes from the module and git", Build{}, info,
+			"the rest comes from the module and git",
+			Build{},
+			info,
 			Build{Version: "v1.0.1", Commit: "abc123-dirty", Date: "2026-01-02T03:04:05Z"},
 		},
 		{"a build of a work tree has no version", Build{}, &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}, Build{}},

@@ -32,7 +32,9 @@ type action struct {
 	N    int
 }
 
-func (a action) String() string { return fmt.Sprintf("%s(z%d n%d t%d %d)", a.Do, a.Zone, a.Name, a.Type, a.N) }
+func (a action) String() string {
+	return fmt.Sprintf("%s(z%d n%d t%d %d)", a.Do, a.Zone, a.Name, a.Type, a.N)
+}
 
 func step() *rapid.Generator[action] {
 	return rapid.Custom(func(t *rapid.T) action {

@@ -378,6 +378,7 @@ func diverged(g *globalPlane, all ...*zonePlane) string {
 		for _, d := range resource.All() {
 			typ := string(d.Name)
 			switch d.Flow {
+			case resource.FlowNone:
 			case resource.FlowToZones:
 				want := map[string]string{}
 				for r := range gs.List(typ, "") {

@@ -110,7 +110,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.grpc.Stop()
 		<-stopped
 	}
-	<-served
+	if err := <-served; err != nil {
+		s.o.Log.WarnContext(ctx, "KDS listener ended with an error", "err", err)
+	}
 	s.readers.Wait()
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -145,7 +146,6 @@ type apply struct {
 	keep map[string]bool
 	// token is stored when something changed, or when it is far ahead of the stored one. "": none.
 	token string
-	rev   store.Revision // of the token
 }
 
 // tokenSlack is how many revisions a stored token may fall behind while nothing of its type changes. It saves a
@@ -226,12 +226,7 @@ func (a *apply) stays(present map[string]bool, key string) bool {
 	if a.full {
 		return present[key]
 	}
-	for _, r := range a.removed {
-		if r == key {
-			return present[key]
-		}
-	}
-	return true
+	return present[key] || !slices.Contains(a.removed, key)
 }
 
 func (a *apply) tokenDue(head *store.Snapshot) bool {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -188,7 +189,7 @@ func toPublicKey(m proto.Message) error {
 	}
 	block, _ := pem.Decode(secret.GetData().GetValue())
 	if block == nil {
-		return fmt.Errorf("the key is not PEM")
+		return errors.New("the key is not PEM")
 	}
 	key, err := parseRSA(block.Bytes)
 	if err != nil {
@@ -206,11 +207,11 @@ func parseRSA(der []byte) (*rsa.PrivateKey, error) {
 	}
 	key, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
-		return nil, fmt.Errorf("the key is neither PKCS#1 nor PKCS#8")
+		return nil, errors.New("the key is neither PKCS#1 nor PKCS#8")
 	}
 	rsaKey, ok := key.(*rsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("the key is not RSA")
+		return nil, errors.New("the key is not RSA")
 	}
 	return rsaKey, nil
 }

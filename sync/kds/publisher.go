@@ -612,7 +612,7 @@ type collector struct {
 	out  *paging
 }
 
-func (c *collector) wants(rec *store.Record, w *wireResource) bool {
+func (c *collector) wants(w *wireResource) bool {
 	return c.sub.names == nil || c.sub.names[w.res.GetName()]
 }
 
@@ -626,7 +626,7 @@ func (c *collector) put(rec *store.Record) bool {
 		c.p.cfg.Log.Error("a resource cannot be sent to this peer", "type", c.sub.typ, "mesh", rec.Key.Mesh, "name", rec.Key.Name, "err", w.err)
 		return false
 	}
-	if !c.wants(rec, w) {
+	if !c.wants(w) {
 		return false
 	}
 	was, had := c.sub.sent[rec.Key]
@@ -664,7 +664,7 @@ func (c *collector) known(versions map[string]string) {
 			continue
 		}
 		w := c.p.offer.encode(c.sub.desc, rec)
-		if w.err != nil || !c.wants(rec, w) {
+		if w.err != nil || !c.wants(w) {
 			continue
 		}
 		have[w.res.GetName()] = true

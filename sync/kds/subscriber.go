@@ -420,8 +420,8 @@ func (s *Subscriber) token(st *received, resp *discoveryv3.DeltaDiscoveryRespons
 		return nil, st.done, nil
 	}
 	t, err := ParseToken(text)
-	if err != nil { // some other implementation's version: of no use here
-		return nil, st.done, nil
+	if err != nil {
+		return nil, st.done, nil //nolint:nilerr // some other implementation's version info: of no use here
 	}
 	if t.Delta && !st.done {
 		have, err := ParseToken(st.token)

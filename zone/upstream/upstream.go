@@ -120,7 +120,7 @@ func (u *Upstream) Run(ctx context.Context) error {
 		began := time.Now()
 		err := u.connect(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // told to stop: whatever ended with it is no failure
 		}
 		u.o.Log.WarnContext(ctx, "connection to the global lost", "address", u.o.Config.Address, "err", err)
 		if !retry.wait(ctx, time.Since(began)) {

@@ -143,7 +143,7 @@ func compile(ctx context.Context, root string, names []string) (*pluginpb.CodeGe
 	}
 	req := &pluginpb.CodeGeneratorRequest{
 		FileToGenerate: names,
-		Parameter:      proto.String("paths=source_relative"),
+		Parameter:      new("paths=source_relative"),
 	}
 	seen := make(map[string]bool)
 	var add func(fd protoreflect.FileDescriptor) // dependencies first
