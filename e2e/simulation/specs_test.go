@@ -1,9 +1,13 @@
 package simulation
 
 import (
+	"strings"
 	"testing"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -51,5 +55,53 @@ func deleteZone(t testing.TB, g *globalPlane, name string) {
 		return ops, nil
 	}); err != nil {
 		t.Fatalf("delete zone: %v", err)
+	}
+}
+
+// bigValue is a configuration of a megabyte.
+var bigValue = structpb.NewStringValue(strings.Repeat("c", 1<<20))
+
+// withoutEachField returns copies of a message, each with one field missing, at any depth. Bytes of the resource
+// envelope are taken apart too.
+func withoutEachField(m proto.Message) []proto.Message {
+	var out []proto.Message
+	walk(m.ProtoReflect(), func() { out = append(out, proto.Clone(m)) })
+	resp, ok := m.(*discoveryv3.DeltaDiscoveryResponse)
+	if !ok {
+		return out
+	}
+	for i, r := range resp.GetResources() {
+		var kr meshv1.KumaResource
+		if proto.Unmarshal(r.GetResource().GetValue(), &kr) != nil {
+			continue
+		}
+		walk(kr.ProtoReflect(), func() {
+			c := proto.CloneOf(resp)
+			c.Resources[i].Resource.Value, _ = proto.Marshal(&kr)
+			out = append(out, c)
+		})
+	}
+	return out
+}
+
+// walk calls f while each field of m in turn is missing, and puts it back.
+func walk(m protoreflect.Message, f func()) {
+	var set []protoreflect.FieldDescriptor
+	m.Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool { set = append(set, fd); return true })
+	for _, fd := range set {
+		whole := proto.Clone(m.Interface())
+		m.Clear(fd)
+		f()
+		proto.Reset(m.Interface())
+		proto.Merge(m.Interface(), whole)
+		v := m.Get(fd)
+		switch {
+		case fd.IsList() && fd.Message() != nil:
+			for i := range v.List().Len() {
+				walk(v.List().Get(i).Message(), f)
+			}
+		case !fd.IsList() && !fd.IsMap() && fd.Message() != nil:
+			walk(v.Message(), f)
+		}
 	}
 }

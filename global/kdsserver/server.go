@@ -312,6 +312,8 @@ func statusOf(err error) error {
 		return nil
 	case errors.Is(err, kds.ErrProtocol):
 		return status.Error(codes.InvalidArgument, err.Error())
+	case errors.Is(err, kds.ErrOversize):
+		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(err, kds.ErrAckTimeout):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	case errors.Is(err, zones.ErrNameTaken):

@@ -393,7 +393,10 @@ func (p *Publisher) sendAll(stream RequestStream, snap *store.Snapshot) (next ti
 			soonest(wait)
 			continue
 		}
-		resp, in := p.nextResponse(sub, snap, *peer, answer)
+		resp, in, err := p.nextResponse(sub, snap, *peer, answer)
+		if err != nil {
+			return next, err
+		}
 		if resp == nil {
 			p.current(sub)
 			continue
@@ -455,20 +458,25 @@ func (p *Publisher) observeSent(sub *subscription, resp *discoveryv3.DeltaDiscov
 
 // nextResponse makes the response that brings the peer closer to snap, nil when there is none to make. answer asks for
 // one even if it is empty.
-func (p *Publisher) nextResponse(sub *subscription, snap *store.Snapshot, peer Node, answer bool) (*discoveryv3.DeltaDiscoveryResponse, *inflight) {
+func (p *Publisher) nextResponse(sub *subscription, snap *store.Snapshot, peer Node, answer bool) (*discoveryv3.DeltaDiscoveryResponse, *inflight, error) {
 	if sub.page == nil {
 		page := p.collect(sub, snap)
 		switch {
-		case page == nil && answer: // asked again, and nothing changed
+		case page == nil && answer && !sub.oversize: // asked again, and nothing changed
 			page = &paging{token: Token{Store: p.cfg.Store.ID(), Revision: snap.Revision(), Delta: true, From: sub.rev}}
 		case page == nil, !answer && len(page.puts) == 0 && len(page.removed) == 0:
-			return nil, nil
+			return nil, nil, nil
 		}
 		sub.page = page
 	}
+	delta := sub.page.token.Delta
 	puts, removed, more, ok := p.cut(sub, peer)
-	if !ok {
-		return nil, nil
+	switch {
+	case !ok && delta:
+		// The peer keeps what it has. Only a full state, on another stream, can bring it back in step.
+		return nil, nil, fmt.Errorf("%w: the changes of %s", ErrOversize, sub.typ)
+	case !ok:
+		return nil, nil, nil
 	}
 	token := sub.page.token
 	token.More = more
@@ -490,7 +498,7 @@ func (p *Publisher) nextResponse(sub *subscription, snap *store.Snapshot, peer N
 		resp.Resources = append(resp.Resources, put.w.res)
 		in.puts = append(in.puts, put.key)
 	}
-	return resp, in
+	return resp, in, nil
 }
 
 // cut takes from the front of the pages as much as one message holds. Toward a peer that knows no pages everything
