@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
@@ -35,26 +36,34 @@ import (
 // settings are what tests may change before a plane starts.
 type settings struct {
 	ackTimeout      time.Duration
-	healthTimeout   time.Duration
+	healthInterval  time.Duration // between health checks
+	healthTimeout   time.Duration // without one, until the zone is cut off
 	maxMessageBytes int
+	store           store.Options
+	mangle          func(store.Group) store.Group // what a faulty disk makes of a commit; nil: nothing
+	registry        *prometheus.Registry
+	log             *slog.Logger
 }
 
-func defaults() settings {
-	return settings{ackTimeout: 30 * time.Second, healthTimeout: 6 * time.Second, maxMessageBytes: 10 << 20}
+func defaults(t testing.TB) settings {
+	return settings{
+		ackTimeout: 30 * time.Second, healthInterval: 2 * time.Second, healthTimeout: 6 * time.Second, maxMessageBytes: 10 << 20,
+		registry: prometheus.NewRegistry(), log: logger(t),
+	}
 }
 
 // globalPlane is the KDS half of a global control plane: everything but its HTTP API. It can be stopped and started
 // again over the same backend.
 type globalPlane struct {
 	settings
-	log     *slog.Logger
 	backend store.Backend
-	cluster string
+	cluster string // the cluster id; "" leaves the one that is in the store
 	net     *network
 
 	st     *store.Store
 	table  *zones.Table
 	server *kdsserver.Server
+	valve  *valve // between st and backend
 	stop   func()
 }
 
@@ -104,6 +113,13 @@ func (l *link) Close() error {
 	return l.Conn.Close()
 }
 
+// serve makes l what the next connections reach; nil refuses them.
+func (n *network) serve(l *listener) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.listener = l
+}
+
 func (n *network) dial(ctx context.Context, zone string) (net.Conn, error) {
 	n.mu.Lock()
 	listener := n.listener
@@ -147,11 +163,15 @@ func (n *network) of(zone string) []*link {
 
 func newGlobal(t testing.TB) *globalPlane {
 	t.Helper()
-	g := &globalPlane{
-		settings: defaults(), log: logger(t), backend: memory.New(), cluster: "cluster-1",
-		net: &network{conns: make(map[*link]string)},
-	}
-	return g
+	return newGlobalAt(t, newNetwork())
+}
+
+func newNetwork() *network { return &network{conns: make(map[*link]string)} }
+
+// newGlobalAt is a global that zones find at the end of net once it is started.
+func newGlobalAt(t testing.TB, net *network) *globalPlane {
+	t.Helper()
+	return &globalPlane{settings: defaults(t), backend: memory.New(), cluster: "cluster-1", net: net}
 }
 
 func logger(t testing.TB) *slog.Logger {
@@ -164,45 +184,54 @@ func logger(t testing.TB) *slog.Logger {
 
 func (g *globalPlane) start(t testing.TB) {
 	t.Helper()
-	st, err := store.Open(context.Background(), g.backend, store.Options{})
+	g.valve = &valve{Backend: g.backend, mangle: g.mangle}
+	st, err := store.Open(context.Background(), g.valve, g.store)
 	if err != nil {
 		t.Fatalf("open the global's store: %v", err)
 	}
 	g.st = st
-	g.put(t, resource.Config, "", kds.ClusterIDName, &systemv1.Config{Config: g.cluster})
+	if _, ok := st.Snapshot().Get(store.Key{Type: string(resource.Config), Name: kds.ClusterIDName}); !ok && g.cluster != "" {
+		g.put(t, resource.Config, "", kds.ClusterIDName, &systemv1.Config{Config: g.cluster})
+	}
+	reg := prometheus.NewRegistry() // a new process counts from nothing
+	g.registry = reg
 	g.table, err = zones.New(context.Background(), zones.Config{
 		InstanceID: "global-1", HealthTimeout: g.healthTimeout, InsightInterval: time.Second, SubscriptionLimit: 10,
-	}, st, nil, g.log)
+	}, st, reg, g.log)
 	if err != nil {
 		t.Fatalf("open the session table: %v", err)
 	}
 	g.server = kdsserver.New(kdsserver.Options{
 		Config: kdsserver.Config{
-			MaxMessageBytes: g.maxMessageBytes, HealthCheckInterval: 2 * time.Second, AckTimeout: g.ackTimeout,
+			MaxMessageBytes: g.maxMessageBytes, HealthCheckInterval: g.healthInterval, AckTimeout: g.ackTimeout,
 			InsightInterval: time.Second, Keepalive: 15 * time.Second, DrainTimeout: 2 * time.Second,
 		},
-		ClusterID: g.cluster, InstanceID: "global-1", Store: st, Zones: g.table, Metrics: kds.NewMetrics(nil), Log: g.log.With("plane", "global"),
+		ClusterID: g.cluster, InstanceID: "global-1", Store: st, Zones: g.table, Metrics: kds.NewMetrics(reg), Log: g.log.With("plane", "global"),
 	})
 	listener := listen()
-	g.net.mu.Lock()
-	g.net.listener = listener
-	g.net.mu.Unlock()
+	g.net.serve(listener)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	table, server := g.table, g.server
 	wg.Go(func() { _ = table.Run(ctx) })
 	wg.Go(func() { _ = server.Serve(ctx, listener) })
-	g.stop = func() {
-		g.net.mu.Lock()
-		g.net.listener = nil
-		g.net.mu.Unlock()
+	g.stop = sync.OnceFunc(func() {
+		g.net.serve(nil)
 		cancel()
 		wg.Wait()
 		_ = listener.Close()
 		if err := st.Close(); err != nil {
 			t.Errorf("close the global's store: %v", err)
 		}
-	}
+	})
+}
+
+// kill ends the plane like a power cut: nothing more reaches its storage, and nobody is told.
+func (g *globalPlane) kill() {
+	g.valve.shut()
+	g.net.serve(nil)
+	g.net.cut("")
+	g.stop()
 }
 
 func (g *globalPlane) restart(t testing.TB) {
@@ -215,36 +244,47 @@ type zonePlane struct {
 	settings
 	name    string
 	accept  string
-	log     *slog.Logger
+	config  string // what it reports as its configuration
 	backend store.Backend
 	net     *network
+	dial    []grpc.DialOption // faults to inject
 
-	st   *store.Store
-	up   *upstream.Upstream
-	stop func()
+	st    *store.Store
+	up    *upstream.Upstream
+	valve *valve // between st and backend
+	stop  func()
 }
 
 func newZone(t testing.TB, name string, g *globalPlane) *zonePlane {
 	t.Helper()
-	return &zonePlane{settings: defaults(), name: name, log: logger(t), backend: memory.New(), net: g.net}
+	return newZoneAt(t, name, g.net)
+}
+
+// newZoneAt is a zone that dials whatever listens on net.
+func newZoneAt(t testing.TB, name string, net *network) *zonePlane {
+	t.Helper()
+	return &zonePlane{settings: defaults(t), name: name, config: "{}", backend: memory.New(), net: net}
 }
 
 func (z *zonePlane) start(t testing.TB) {
 	t.Helper()
-	st, err := store.Open(context.Background(), z.backend, store.Options{})
+	z.valve = &valve{Backend: z.backend, mangle: z.mangle}
+	st, err := store.Open(context.Background(), z.valve, z.store)
 	if err != nil {
 		t.Fatalf("open the store of %s: %v", z.name, err)
 	}
 	z.st = st
+	z.registry = prometheus.NewRegistry() // a new process counts from nothing
 	z.up, err = upstream.New(upstream.Options{
 		Config: upstream.Config{
 			Zone: z.name, Address: "grpc://passthrough:1", AcceptGlobal: z.accept, MaxMessageBytes: z.maxMessageBytes,
-			HealthCheckInterval: 2 * time.Second, HealthCheckTimeout: 5 * time.Second, AckTimeout: z.ackTimeout, InsightInterval: time.Second,
+			HealthCheckInterval: z.healthInterval, HealthCheckTimeout: 5 * time.Second, AckTimeout: z.ackTimeout, InsightInterval: time.Second,
 			Keepalive: 15 * time.Second, ReconnectBase: 250 * time.Millisecond, ReconnectMax: 10 * time.Second,
 		},
-		InstanceID: z.name + "-1", Version: kds.Version{Version: "2.13.0"}, EffectiveConfig: func() string { return "{}" },
-		Store: st, Metrics: kds.NewMetrics(nil), Log: z.log.With("plane", z.name),
-		Dial: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return z.net.dial(ctx, z.name) })},
+		InstanceID: z.name + "-1", Version: kds.Version{Version: "2.13.0"}, EffectiveConfig: func() string { return z.config },
+		Store: st, Registerer: z.registry, Metrics: kds.NewMetrics(z.registry), Log: z.log.With("plane", z.name),
+		Dial: append(z.dial[:len(z.dial):len(z.dial)],
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return z.net.dial(ctx, z.name) })),
 	})
 	if err != nil {
 		t.Fatalf("make the upstream of %s: %v", z.name, err)
@@ -253,13 +293,20 @@ func (z *zonePlane) start(t testing.TB) {
 	var wg sync.WaitGroup
 	up := z.up
 	wg.Go(func() { _ = up.Run(ctx) })
-	z.stop = func() {
+	z.stop = sync.OnceFunc(func() {
 		cancel()
 		wg.Wait()
 		if err := st.Close(); err != nil {
 			t.Errorf("close the store of %s: %v", z.name, err)
 		}
-	}
+	})
+}
+
+// kill ends the plane like a power cut.
+func (z *zonePlane) kill() {
+	z.valve.shut()
+	z.net.cut(z.name)
+	z.stop()
 }
 
 func (z *zonePlane) restart(t testing.TB) {
@@ -268,14 +315,55 @@ func (z *zonePlane) restart(t testing.TB) {
 }
 
 // client connects to the global like a peer that is not ours; the caller closes it.
-func (g *globalPlane) client(t testing.TB, zone string) *grpc.ClientConn {
+func (g *globalPlane) client(t testing.TB, zone string, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:1", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.net.dial(ctx, zone) }))
+	conn, err := grpc.NewClient("passthrough:1", append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.net.dial(ctx, zone) }))...)
 	if err != nil {
 		t.Fatalf("dial: %v", err)
 	}
 	return conn
+}
+
+// valve stands between a store and its backend, so that a test can make it fail.
+type valve struct {
+	store.Backend
+	mangle func(store.Group) store.Group
+
+	mu   sync.Mutex
+	dead bool
+	fail int // appends that are yet to fail
+}
+
+var errValve = errors.New("the disk is gone")
+
+// Append implements [store.Backend].
+func (v *valve) Append(ctx context.Context, g store.Group) error {
+	v.mu.Lock()
+	refuse := v.dead || v.fail > 0
+	v.fail = max(v.fail-1, 0)
+	v.mu.Unlock()
+	if refuse {
+		return errValve
+	}
+	if v.mangle != nil {
+		g = v.mangle(g)
+	}
+	return v.Backend.Append(ctx, g)
+}
+
+// shut lets nothing through any more.
+func (v *valve) shut() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.dead = true
+}
+
+// failNext makes the next n commits fail.
+func (v *valve) failNext(n int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fail = n
 }
 
 func update(t testing.TB, st *store.Store, ops ...store.Op) {
