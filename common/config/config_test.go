@@ -186,6 +186,11 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 		{name: "a list of lists", file: "zone: {server: {hosts: [[a]]}}", want: []string{"c.yaml:1: zone.server.hosts: not a list of strings"}},
 		{name: "a switch that is neither on nor off", env: []string{"MERIDIAN_SERVER_ENABLED=maybe"}, want: []string{`MERIDIAN_SERVER_ENABLED: "maybe" is not true or false`}},
 		{name: "a duration without a unit", env: []string{"MERIDIAN_SERVER_TIMEOUT=5"}, want: []string{`MERIDIAN_SERVER_TIMEOUT: "5" is not a duration such as 250ms, 10s or 1h30m`}},
+		{
+			name: "a mistyped port is not taken for a variable of Kubernetes",
+			env:  []string{"MERIDIAN_SERVR_PORT=80", "MERIDIAN_GLOBAL_PORT=tcp://10.0.0.1:5681"},
+			want: []string{"MERIDIAN_SERVR_PORT: no such variable"},
+		},
 		{name: "an unknown flag", args: []string{"--zone-nam=x"}, want: []string{"flags: flag provided but not defined: -zone-nam"}},
 		{name: "a secret is no flag", args: []string{"--zone-server-token=x"}, want: []string{"flags: flag provided but not defined: -zone-server-token"}},
 		{name: "a field without a variable is no flag", args: []string{"--mode=x"}, want: []string{"flags: flag provided but not defined: -mode"}},

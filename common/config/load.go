@@ -119,8 +119,10 @@ func parseArgs(fs []field, args []string) (arguments, error) {
 }
 
 // serviceLink matches the variables that Kubernetes adds for every service of a namespace: one for a service called
-// meridian-global must not keep a control plane from starting.
-var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_[0-9]+_(TCP|UDP|SCTP)(_.*)?)$`)
+// meridian-global must not keep a control plane from starting. It matches name and value, because a mistyped
+// MERIDIAN_…_PORT must.
+var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=|` +
+	`_PORT=(tcp|udp|sctp)://`)
 
 // applyEnv sets fields from the environment. A variable that is set but empty counts as not set, which is what
 // compose files and shells make of an optional one.
@@ -142,7 +144,7 @@ func applyEnv(fs []field, environ []string) (problems []error) {
 			if err := fl.set(text); err != nil {
 				problems = append(problems, fmt.Errorf("%s: %w", name, err))
 			}
-		case serviceLink.MatchString(name):
+		case serviceLink.MatchString(entry):
 		default:
 			problems = append(problems, fmt.Errorf("%s: no such variable", name))
 		}
