@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BINARIES := meridian-global meridian-zone
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -44,8 +44,9 @@ fmt: ## format the code
 	go run $(GOLANGCI) fmt ./...
 
 .PHONY: generate
-generate: ## write the generated code again
+generate: ## write the generated code and docs/CONFIGURATION.md again
 	go run ./api/internal/protogen
+	go test ./cmd/internal/launch -run '^TestReferencePageIsUpToDate$$' -count=1 -update
 
 .PHONY: check
 check: lint ## what CI checks: lint, format, generated code, module file; changes nothing
