@@ -259,7 +259,13 @@ func (o *offer) encode(d *resource.Descriptor, rec *store.Record) *wireResource 
 }
 
 // plainWireKey is the key under which a peer that takes plain names knows a record, also one that is gone.
-func plainWireKey(k store.Key) string { return wireKey(k.Name, k.Mesh) }
+func plainWireKey(d *resource.Descriptor, k store.Key) string {
+	name := k.Name
+	if public, ok := publicKeyName(d, name); ok {
+		name = public
+	}
+	return wireKey(name, k.Mesh)
+}
 
 func travels(name string) bool {
 	for _, prefix := range travellingSecrets {

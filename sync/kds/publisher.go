@@ -727,11 +727,11 @@ func (c *collector) resume(from store.Revision) {
 		selected := c.p.offer.selects(c.snap, c.sub.desc, rec)
 		switch {
 		case rec.Version <= from && selected && !zones:
-			c.sub.sent[rec.Key] = sentResource{key: plainWireKey(rec.Key)}
+			c.sub.sent[rec.Key] = sentResource{key: plainWireKey(c.sub.desc, rec.Key)}
 		case selected:
 			c.put(rec)
 		case (rec.Version > from || zones) && c.p.offer.owned(store.Change{Origin: rec.Origin}):
-			c.out.removed = append(c.out.removed, plainWireKey(rec.Key))
+			c.out.removed = append(c.out.removed, plainWireKey(c.sub.desc, rec.Key))
 		}
 	}
 	changed, err := c.snap.Changes(string(c.sub.typ), from)
@@ -740,7 +740,7 @@ func (c *collector) resume(from store.Revision) {
 	}
 	for ch := range changed {
 		if ch.Record == nil && c.p.offer.owned(ch) {
-			c.out.removed = append(c.out.removed, plainWireKey(ch.Key))
+			c.out.removed = append(c.out.removed, plainWireKey(c.sub.desc, ch.Key))
 		}
 	}
 }
