@@ -55,17 +55,26 @@ const (
 
 func TestReplicationBothWays(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, bin, "zone-1", "zone-2")
+	replicates(t, newSystem(t, bin, "zone-1", "zone-2"), true)
+}
+
+// replicates is the main job on a running system, processes or containers. admin: requests have administrator rights.
+func replicates(t *testing.T, s *System, admin bool) {
+	t.Helper()
 	g, z1, z2 := s.Global, s.Zones[0], s.Zones[1]
 	for _, z := range s.Zones {
 		z.eventually(5*time.Second, "given the default mesh", func() error { return is(z, "/meshes/default", http.StatusOK) })
 	}
 	g.Must("PUT", "/meshes/m", `{"type":"Mesh","name":"m"}`, 201)
 	g.Must("PUT", "/meshes/default/traffic-permissions/a", fmt.Sprintf(permissionBody, "a", "x"), 201)
-	g.Must("PUT", "/meshes/m/secrets/s", `{"type":"Secret","mesh":"m","name":"s","data":"c2VjcmV0"}`, 201)
+	paths := []string{"/meshes/m", "/meshes/default/traffic-permissions/a", "/meshes/default/meshtraces/t"}
+	if admin {
+		g.Must("PUT", "/meshes/m/secrets/s", `{"type":"Secret","mesh":"m","name":"s","data":"c2VjcmV0"}`, 201)
+		paths = append(paths, "/meshes/m/secrets/s")
+	}
 	g.Must("PUT", "/meshes/default/meshtraces/t", `{"type":"MeshTrace","mesh":"default","name":"t","spec":{"targetRef":{"kind":"Mesh"},"default":{"backends":[]}}}`, 201)
 	for _, z := range s.Zones {
-		for _, path := range []string{"/meshes/m", "/meshes/default/traffic-permissions/a", "/meshes/m/secrets/s", "/meshes/default/meshtraces/t"} {
+		for _, path := range paths {
 			z.eventually(5*time.Second, "given "+path, func() error { return is(z, path, http.StatusOK) })
 		}
 		z.Must("PUT", "/meshes/default/traffic-permissions/b", fmt.Sprintf(permissionBody, "b", "x"), 405)
@@ -279,8 +288,10 @@ func TestCrashesLoseNothingAcknowledged(t *testing.T) {
 		p    *Plane
 		path string
 	}{
-		{g, "/meshes/default/traffic-permissions/untouched"}, {z, "/meshes/default/traffic-permissions/untouched"},
-		{z, "/meshes/default/dataplanes/untouched"}, {g, "/meshes/default/dataplanes/zone-1.untouched"},
+		{g, "/meshes/default/traffic-permissions/untouched"},
+		{z, "/meshes/default/traffic-permissions/untouched"},
+		{z, "/meshes/default/dataplanes/untouched"},
+		{g, "/meshes/default/dataplanes/zone-1.untouched"},
 	}
 	for _, u := range untouched {
 		created[u.p.Name+u.path] = createdOf(u.p, u.path)

@@ -189,7 +189,9 @@ func TestLesson05And31_ClosingAnOlderStreamDoesNotTouchTheNewer(t *testing.T) {
 func TestLesson06_AStreamThatEndsWithOKIsOpenedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{conns: map[*link]string{}}
-		f := &fakeGlobal{down: func(grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]) error { return nil }}
+		f := &fakeGlobal{down: func(grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]) error {
+			return nil
+		}}
 		stop := f.start(n)
 		defer stop()
 		z := newZone(t, "zone-1", &globalPlane{net: n})
