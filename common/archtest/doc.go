@@ -1,3 +1,3 @@
-// Package archtest holds the tests that keep packages explained and named for what they do, and the import arrows of docs/ARCHITECTURE.md true:
-// cmd → global, zone → sync → api → common; global and zone never meet.
+// Package archtest holds the tests that keep the shape of the code: packages say why they exist, and the import arrows of
+// docs/ARCHITECTURE.md hold: cmd → global, zone → sync → api → common; global and zone never meet.
 package archtest
