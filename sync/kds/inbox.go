@@ -25,14 +25,6 @@ type inbox struct {
 	peer string
 }
 
-// rejection is one resource that was left out of a response, and why.
-type rejection struct {
-	key    string // on the wire
-	reason error
-}
-
-func (r rejection) String() string { return r.key + ": " + r.reason.Error() }
-
 // record decodes one resource of a response. An error concerns that resource alone. A nil record without an error is
 // a resource that is not for this plane.
 func (in inbox) record(d *resource.Descriptor, res *discoveryv3.Resource) (*store.Record, error) {
@@ -51,6 +43,8 @@ func (in inbox) record(d *resource.Descriptor, res *discoveryv3.Resource) (*stor
 	switch {
 	case meta.GetName() == "":
 		return nil, errors.New("it has no name")
+	case !storable(meta.GetName()) || !storable(meta.GetMesh()):
+		return nil, errUnstorable
 	case d.Scope == resource.ScopeMesh && meta.GetMesh() == "":
 		return nil, errors.New("it has no mesh")
 	case kr.GetSpec() == nil:
@@ -71,7 +65,31 @@ func (in inbox) record(d *resource.Descriptor, res *discoveryv3.Resource) (*stor
 	rec := &store.Record{Spec: spec, Origin: in.peer, WireName: meta.GetName()}
 	rec.Labels, rec.Created, rec.Modified = inLabels(meta.GetLabels())
 	rec.Key = storeKey(d, mesh, in.name(meta.GetName(), rec.Labels))
+	if !storable(rec.Key.Name) {
+		return nil, errUnstorable
+	}
 	return rec, nil
+}
+
+// maxKeyPart bounds the names and meshes that are taken from peers, in bytes. Names of Kuma have at most 253, and get a
+// zone's or a namespace's in front or behind.
+const maxKeyPart = 1024
+
+var errUnstorable = fmt.Errorf("its name or mesh has a NUL in it or more than %d bytes", maxKeyPart)
+
+// storable reports whether the store takes a name. One that it does not take must not fail the batch, and with it the
+// stream.
+func storable(name string) bool {
+	return len(name) <= maxKeyPart && strings.IndexByte(name, 0) < 0
+}
+
+// ownKey is the wire key of a resource by what it says itself, which is what counts; "" when it cannot be read.
+func ownKey(res *discoveryv3.Resource) string {
+	var kr meshv1.KumaResource
+	if proto.Unmarshal(res.GetResource().GetValue(), &kr) != nil || kr.GetMeta().GetName() == "" {
+		return ""
+	}
+	return wireKey(kr.GetMeta().GetName(), kr.GetMeta().GetMesh())
 }
 
 // name is the name under which a received resource is stored. On the global a zone's resources carry the zone's name

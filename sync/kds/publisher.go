@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -80,7 +81,7 @@ type subscription struct {
 	answer   bool              // a response is due even if it is empty
 	inflight *inflight
 	acked    store.Revision // everything up to here is acknowledged
-	rejected map[store.Key]struct{}
+	rejected map[store.Key]rejectedIn
 
 	// Owned by the writer; read by Lag under mu only through acked and rejected.
 	started  bool
@@ -101,7 +102,14 @@ type inflight struct {
 	since time.Time
 	rev   store.Revision
 	more  bool
-	puts  []store.Key
+	puts  []pagedPut
+}
+
+// rejectedIn is the response in which a resource was last rejected. A peer that does not say which resources of a
+// response it left out is taken to have left out all of them, until it acknowledges one of them: that one was mended.
+type rejectedIn struct {
+	nonce string
+	named bool // the peer said that it was this one
 }
 
 // paging is a state or a change that takes several messages, taken from one snapshot.
@@ -235,21 +243,14 @@ func (p *Publisher) settle(sub *subscription, nonce string, req *discoveryv3.Del
 	sub.inflight = nil
 	p.cfg.Metrics.ackAge.WithLabelValues(p.cfg.Direction.String()).Observe(time.Since(in.since).Seconds())
 	if detail := req.GetErrorDetail(); detail != nil {
-		if sub.rejected == nil {
-			sub.rejected = make(map[store.Key]struct{})
-		}
-		for _, k := range in.puts {
-			sub.rejected[k] = struct{}{}
-		}
+		sub.reject(in, rejectedKeys(detail))
 		p.cfg.Metrics.responses.WithLabelValues(p.cfg.Direction.String(), string(sub.typ), "rejected").Inc()
 		p.cfg.Log.Warn("peer rejected resources", "type", sub.typ, "nonce", nonce, "reason", detail.GetMessage())
 		if p.cfg.Observer != nil {
 			p.cfg.Observer.Rejected(sub.typ, detail.GetMessage())
 		}
 	} else {
-		for _, k := range in.puts {
-			delete(sub.rejected, k)
-		}
+		sub.accepted(in)
 		p.cfg.Metrics.responses.WithLabelValues(p.cfg.Direction.String(), string(sub.typ), "acked").Inc()
 		if p.cfg.Observer != nil {
 			p.cfg.Observer.Acked(sub.typ)
@@ -257,6 +258,34 @@ func (p *Publisher) settle(sub *subscription, nonce string, req *discoveryv3.Del
 	}
 	if !in.more {
 		sub.acked = in.rev
+	}
+}
+
+// reject notes what the peer left out of a response: the wire keys it named, or all when it named none.
+func (s *subscription) reject(in *inflight, named map[string]bool) {
+	if s.rejected == nil {
+		s.rejected = make(map[store.Key]rejectedIn)
+	}
+	for _, put := range in.puts {
+		if len(named) == 0 || named[put.w.res.GetName()] {
+			s.rejected[put.key] = rejectedIn{in.nonce, len(named) > 0}
+		} else {
+			delete(s.rejected, put.key)
+		}
+	}
+}
+
+// accepted notes that the peer took all of a response.
+func (s *subscription) accepted(in *inflight) {
+	mended := make(map[string]bool)
+	for _, put := range in.puts {
+		if was, ok := s.rejected[put.key]; ok && !was.named {
+			mended[was.nonce] = true
+		}
+		delete(s.rejected, put.key)
+	}
+	if len(mended) > 0 {
+		maps.DeleteFunc(s.rejected, func(_ store.Key, was rejectedIn) bool { return !was.named && mended[was.nonce] })
 	}
 }
 
@@ -272,6 +301,11 @@ func (p *Publisher) Lag(snap *store.Snapshot) int {
 	for _, sub := range p.subs {
 		if sub.desc == nil {
 			continue
+		}
+		for k := range sub.rejected {
+			if rec, ok := snap.Get(k); !ok || !offer.selects(snap, sub.desc, rec) {
+				delete(sub.rejected, k) // gone, which the peer cannot but accept
+			}
 		}
 		lag += len(sub.rejected)
 		if snap.LastChange(string(sub.typ)) <= sub.acked {
@@ -494,9 +528,9 @@ func (p *Publisher) nextResponse(sub *subscription, snap *store.Snapshot, peer N
 		resp.SystemVersionInfo = token.String()
 	}
 	in := &inflight{nonce: resp.GetNonce(), since: time.Now(), rev: token.Revision, more: more}
+	in.puts = puts
 	for _, put := range puts {
 		resp.Resources = append(resp.Resources, put.w.res)
-		in.puts = append(in.puts, put.key)
 	}
 	return resp, in, nil
 }

@@ -232,7 +232,7 @@ func (s *Subscriber) applyAll(ctx context.Context, stream ResponseStream, readEr
 		s.cfg.Metrics.refused.WithLabelValues(s.cfg.Direction.String()).Inc()
 		s.cfg.Log.WarnContext(ctx, "peer sent a type that does not travel in this direction", "type", resp.GetTypeUrl())
 		reason := fmt.Sprintf("type %q does not travel in this direction", resp.GetTypeUrl())
-		if err := s.answer(stream, resp, reason); err != nil {
+		if err := s.answer(stream, resp, reason, nil); err != nil {
 			return s.sendError(err, readErr)
 		}
 	}
@@ -249,29 +249,32 @@ func (s *Subscriber) applyAll(ctx context.Context, stream ResponseStream, readEr
 				return err
 			}
 		}
-		reason := ""
+		reason, bad := "", []rejection(nil)
 		if s.verified {
 			var err error
-			if reason, err = s.store(ctx, d, resp); err != nil {
+			if bad, err = s.store(ctx, d, resp); err != nil {
 				return err
 			}
+			if len(bad) > 0 {
+				reason = s.reasons(ctx, d, bad)
+			}
 		}
-		if err := s.answer(stream, resp, reason); err != nil {
+		if err := s.answer(stream, resp, reason, bad); err != nil {
 			return s.sendError(err, readErr)
 		}
 	}
 	return nil
 }
 
-// answer acknowledges a response, or rejects it with a reason.
-func (s *Subscriber) answer(stream ResponseStream, resp *discoveryv3.DeltaDiscoveryResponse, reason string) error {
+// answer acknowledges a response, or rejects it with a reason, naming what was left out.
+func (s *Subscriber) answer(stream ResponseStream, resp *discoveryv3.DeltaDiscoveryResponse, reason string, bad []rejection) error {
 	req := &discoveryv3.DeltaDiscoveryRequest{
 		Node: &corev3.Node{Id: s.cfg.Node.ID}, TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce(),
 	}
 	outcome := "acked"
 	if reason != "" {
 		outcome = "rejected"
-		req.ErrorDetail = &status.Status{Message: reason}
+		req.ErrorDetail = &status.Status{Message: reason, Details: rejectionDetails(bad)}
 		req.ResourceNamesSubscribe = []string{"*"}
 	}
 	s.cfg.Metrics.received.WithLabelValues(s.cfg.Direction.String(), s.typeLabel(resp), outcome).Inc()
@@ -333,12 +336,12 @@ func (s *Subscriber) verifyConfig(ctx context.Context, resp *discoveryv3.DeltaDi
 // maxReasons bounds the text of a NACK.
 const maxReasons = 20
 
-// store commits one response and returns the reasons for a NACK, "" when all of it was taken. An error ends the stream.
-func (s *Subscriber) store(ctx context.Context, d *resource.Descriptor, resp *discoveryv3.DeltaDiscoveryResponse) (string, error) {
+// store commits one response and returns what was left out of it. An error ends the stream.
+func (s *Subscriber) store(ctx context.Context, d *resource.Descriptor, resp *discoveryv3.DeltaDiscoveryResponse) ([]rejection, error) {
 	st := s.state[d.Name]
 	token, isDelta, err := s.token(st, resp)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	a := &apply{inbox: s.inbox, desc: d, removed: resp.GetRemovedResources(), keep: map[string]bool{}}
 	var bad []rejection
@@ -347,7 +350,7 @@ func (s *Subscriber) store(ctx context.Context, d *resource.Descriptor, resp *di
 		rec, err := s.inbox.record(d, res)
 		if err != nil {
 			bad = append(bad, rejection{res.GetName(), err})
-			a.keep[res.GetName()] = true
+			a.keep[res.GetName()], a.keep[ownKey(res)] = true, true
 			continue
 		}
 		if rec == nil {
@@ -395,7 +398,7 @@ func (s *Subscriber) store(ctx context.Context, d *resource.Descriptor, resp *di
 		return append(ops, more...), nil
 	})
 	if err != nil {
-		return "", fmt.Errorf("commit %s: %w", d.Name, err)
+		return nil, fmt.Errorf("commit %s: %w", d.Name, err)
 	}
 	if complete {
 		st.done, st.pages = true, nil
@@ -406,10 +409,7 @@ func (s *Subscriber) store(ctx context.Context, d *resource.Descriptor, resp *di
 	bad = append(bad, rejected...)
 	st.remember(bad)
 	s.observe(ctx, d, resp, rev, result, a.full)
-	if len(bad) == 0 {
-		return "", nil
-	}
-	return s.reasons(ctx, d, bad), nil
+	return bad, nil
 }
 
 // token reads what system_version_info says, and whether the response is a delta: a Kuma peer's is, after the first of
