@@ -549,6 +549,13 @@ func historyCases() []Case {
 				e.equal("compacted", store.Revision(3), head.Compacted())
 				e.equal("changes", []string{"4 put T/m/c"}, brief(e.changes(head, "T", 3)))
 			}
+			e.must("close", e.opened[len(e.opened)-1].Close())
+			b, err := e.open()
+			e.must("open the backend", err)
+			_, err = b.Load(e.ctx, func(*store.Record) error { return nil }, func(t store.Tombstone) error {
+				return fmt.Errorf("the tombstone of %s is still stored", t.Key)
+			})
+			e.must("load", errors.Join(err, b.Close()))
 		}},
 		{"the last change of a type is known though its deletion is forgotten", func(e *env) {
 			o := store.Options{MaxTombstones: -1}

@@ -94,6 +94,11 @@ func TestTheSuiteFindsABackendThat(t *testing.T) {
 			"a record survives a restart in every field",
 		},
 		{
+			"keeps tombstones that were compacted",
+			broken{group: func(g store.Group) store.Group { g.Forget = nil; return g }},
+			"deletions are forgotten when they are old",
+		},
+		{
 			"does not know what was compacted",
 			broken{head: func(h store.Head) store.Head { h.Compacted = 0; return h }},
 			"changes before the oldest known deletion are refused",
