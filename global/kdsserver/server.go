@@ -221,7 +221,7 @@ func (s *Server) ZoneToGlobalSync(g grpc.BidiStreamingServer[discoveryv3.DeltaDi
 	log := s.log(hello, kds.Up)
 	zoneKey := store.Key{Type: string(resource.ZoneType), Name: hello.Zone}
 	subscriber := kds.NewSubscriber(kds.SubscriberConfig{
-		Direction: kds.Up, Peer: hello.Zone, Store: s.o.Store, Metrics: s.o.Metrics, Log: log,
+		Direction: kds.Up, Peer: hello.Zone, Store: s.o.Store, SendTimeout: s.o.Config.AckTimeout, Metrics: s.o.Metrics, Log: log,
 		Node: kds.Node{
 			ID: hello.Zone, InstanceID: s.o.InstanceID, PlaneID: s.o.Store.ID(), Version: s.o.Version,
 			Features: []string{kds.FeatureResume},

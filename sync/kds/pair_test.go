@@ -131,6 +131,13 @@ func newPermission(service string) proto.Message {
 	return &meshv1.TrafficPermission{Sources: match, Destinations: match}
 }
 
+func newDataplane(address string) proto.Message {
+	return &meshv1.Dataplane{Networking: &meshv1.Dataplane_Networking{
+		Address: address,
+		Inbound: []*meshv1.Dataplane_Networking_Inbound{{Port: 8080, Tags: map[string]string{"kuma.io/service": "web"}}},
+	}}
+}
+
 func newSecret(data string) proto.Message {
 	return &systemv1.Secret{Data: wrapperspb.Bytes([]byte(data))}
 }

@@ -45,7 +45,7 @@ type PublisherConfig struct {
 	Encoder    *Encoder
 	// MaxMessageBytes is what the peer is willing to receive in one message.
 	MaxMessageBytes int
-	// AckTimeout is how long a response may stay unacknowledged before the stream is reset.
+	// AckTimeout is how long a response may stay unacknowledged, or unread, before the stream is reset.
 	AckTimeout time.Duration
 	// InsightInterval is the least time between two responses of an insight type; 0 means no limit.
 	InsightInterval time.Duration
@@ -59,6 +59,7 @@ type Publisher struct {
 	// Set by NewPublisher, read-only after.
 	cfg   PublisherConfig
 	types map[resource.Type]*resource.Descriptor
+	stall *stall
 
 	mu    sync.Mutex // guards what follows
 	subs  []*subscription
@@ -129,6 +130,7 @@ func NewPublisher(cfg PublisherConfig) *Publisher {
 	p := &Publisher{
 		cfg:   cfg,
 		types: make(map[resource.Type]*resource.Descriptor),
+		stall: newStall(cfg.AckTimeout),
 		byTyp: make(map[resource.Type]*subscription),
 		wake:  make(chan struct{}, 1),
 	}
@@ -139,14 +141,18 @@ func NewPublisher(cfg PublisherConfig) *Publisher {
 }
 
 // Run serves the stream until ctx ends, the peer goes away or breaks the protocol, or leaves a response
-// unacknowledged. It never returns nil. The reader it starts ends only when the stream does, which on a server is
-// after the handler has returned: readers counts it.
-func (p *Publisher) Run(ctx context.Context, stream RequestStream, readers *sync.WaitGroup) error {
+// unacknowledged or unread. It never returns nil. The reader and the writer it starts may end only when the stream
+// does, which on a server is after the handler has returned: halves counts them.
+func (p *Publisher) Run(ctx context.Context, stream RequestStream, halves *sync.WaitGroup) error {
 	p.cfg.Metrics.streams.WithLabelValues(p.cfg.Direction.String()).Inc()
 	defer p.cfg.Metrics.streams.WithLabelValues(p.cfg.Direction.String()).Dec()
-	readErr := make(chan error, 1)
-	readers.Go(func() { readErr <- p.read(ctx, stream) })
-	return p.write(ctx, stream, readErr)
+	err := serve(ctx, halves, p.stall,
+		func() error { return p.read(ctx, stream) },
+		func(readErr <-chan error) error { return p.write(ctx, stream, readErr) })
+	if errors.Is(err, ErrAckTimeout) {
+		p.cfg.Metrics.ackTimeouts.WithLabelValues(p.cfg.Direction.String()).Inc()
+	}
+	return err
 }
 
 // read is the only caller of Recv. It touches only what mu guards, and never waits for the writer.
@@ -417,7 +423,6 @@ func (p *Publisher) sendAll(stream RequestStream, snap *store.Snapshot) (next ti
 		if waiting != nil {
 			deadline := waiting.since.Add(p.cfg.AckTimeout)
 			if !time.Now().Before(deadline) {
-				p.cfg.Metrics.ackTimeouts.WithLabelValues(p.cfg.Direction.String()).Inc()
 				return next, fmt.Errorf("%w: %s, nonce %s, after %s", ErrAckTimeout, sub.typ, waiting.nonce, p.cfg.AckTimeout)
 			}
 			soonest(deadline)
@@ -440,7 +445,7 @@ func (p *Publisher) sendAll(stream RequestStream, snap *store.Snapshot) (next ti
 		p.mu.Unlock()
 		sub.lastSent = in.since
 		p.observeSent(sub, resp)
-		if err := stream.Send(resp); err != nil {
+		if err := p.stall.watch(func() error { return stream.Send(resp) }); err != nil {
 			return next, fmt.Errorf("send %s: %w", sub.typ, err)
 		}
 		soonest(in.since.Add(p.cfg.AckTimeout))

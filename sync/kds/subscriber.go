@@ -9,6 +9,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -44,9 +45,11 @@ type SubscriberConfig struct {
 	VerifyCluster func(ctx context.Context, clusterID string) error
 	// Guard returns the ops that must go with every batch, given the head: the global makes sure of the Zone there.
 	// Its error ends the stream. Optional.
-	Guard   func(head *store.Snapshot) ([]store.Op, error)
-	Metrics *Metrics
-	Log     *slog.Logger
+	Guard func(head *store.Snapshot) ([]store.Op, error)
+	// SendTimeout is how long the peer may leave a request unread before the stream is reset; 0 means no limit.
+	SendTimeout time.Duration
+	Metrics     *Metrics
+	Log         *slog.Logger
 }
 
 // Subscriber serves one stream: it asks for every type of its direction and stores what comes.
@@ -55,6 +58,7 @@ type Subscriber struct {
 	cfg   SubscriberConfig
 	inbox inbox
 	types []*resource.Descriptor
+	stall *stall
 
 	mu       sync.Mutex // guards what follows
 	slots    map[resource.Type]*discoveryv3.DeltaDiscoveryResponse
@@ -101,6 +105,7 @@ func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 		cfg:      cfg,
 		inbox:    inbox{dir: cfg.Direction, peer: cfg.Peer},
 		types:    cfg.Direction.Types(),
+		stall:    newStall(cfg.SendTimeout),
 		slots:    make(map[resource.Type]*discoveryv3.DeltaDiscoveryResponse),
 		wake:     make(chan struct{}, 1),
 		state:    make(map[resource.Type]*received),
@@ -113,14 +118,14 @@ func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 }
 
 // Run serves the stream until ctx ends, the peer goes away or breaks the protocol, or the store fails. It never
-// returns nil. The reader it starts ends only when the stream does, which on a server is after the handler has
-// returned: readers counts it.
-func (s *Subscriber) Run(ctx context.Context, stream ResponseStream, readers *sync.WaitGroup) error {
+// returns nil. The reader and the writer it starts may end only when the stream does, which on a server is after the
+// handler has returned: halves counts them. Nothing is committed any more once ctx has ended.
+func (s *Subscriber) Run(ctx context.Context, stream ResponseStream, halves *sync.WaitGroup) error {
 	s.cfg.Metrics.streams.WithLabelValues(s.cfg.Direction.String()).Inc()
 	defer s.cfg.Metrics.streams.WithLabelValues(s.cfg.Direction.String()).Dec()
-	readErr := make(chan error, 1)
-	readers.Go(func() { readErr <- s.read(ctx, stream) })
-	return s.write(ctx, stream, readErr)
+	return serve(ctx, halves, s.stall,
+		func() error { return s.read(ctx, stream) },
+		func(readErr <-chan error) error { return s.write(ctx, stream, readErr) })
 }
 
 // read is the only caller of Recv. It touches only what mu guards, and never waits for the writer: a peer may have one
@@ -184,9 +189,8 @@ func (s *Subscriber) write(ctx context.Context, stream ResponseStream, readErr <
 		}
 		node.Resume = storedToken(snap, s.cfg.Peer, d.Name)
 		s.state[d.Name].token = node.Resume
-		if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{
-			Node: node.proto(), TypeUrl: string(d.Name), ResourceNamesSubscribe: []string{"*"},
-		}); err != nil {
+		req := &discoveryv3.DeltaDiscoveryRequest{Node: node.proto(), TypeUrl: string(d.Name), ResourceNamesSubscribe: []string{"*"}}
+		if err := s.stall.watch(func() error { return stream.Send(req) }); err != nil {
 			return s.sendError(err, readErr)
 		}
 	}
@@ -278,7 +282,7 @@ func (s *Subscriber) answer(stream ResponseStream, resp *discoveryv3.DeltaDiscov
 		req.ResourceNamesSubscribe = []string{"*"}
 	}
 	s.cfg.Metrics.received.WithLabelValues(s.cfg.Direction.String(), s.typeLabel(resp), outcome).Inc()
-	return stream.Send(req)
+	return s.stall.watch(func() error { return stream.Send(req) })
 }
 
 // typeLabel keeps the metric's label bounded, whatever a peer calls its types.
@@ -385,6 +389,9 @@ func (s *Subscriber) store(ctx context.Context, d *resource.Descriptor, resp *di
 	var rejected []rejection
 	var result applied
 	rev, err := s.cfg.Store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx) // another stream may have brought newer state meanwhile
+		}
 		var ops []store.Op
 		if s.cfg.Guard != nil {
 			guard, err := s.cfg.Guard(head)

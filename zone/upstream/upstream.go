@@ -209,6 +209,7 @@ func (u *Upstream) receive(ctx context.Context, client meshv1.KDSSyncServiceClie
 			Config: u.o.EffectiveConfig(), Features: []string{kds.FeatureResume},
 		},
 		VerifyCluster: func(ctx context.Context, id string) error { return u.verifyCluster(ctx, id) },
+		SendTimeout:   u.o.Config.AckTimeout,
 		Metrics:       u.o.Metrics, Log: u.o.Log.With("direction", kds.Down.String()),
 	})
 	defer u.setOnline(false)
