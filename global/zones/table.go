@@ -216,9 +216,17 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 	if err := t.joinLocked(z, hello); err != nil {
 		return nil, nil, err
 	}
+	// A Kuma zone does not say which of its streams belong to one connection, so they are replaced one by one. The one
+	// that makes it online stands for the connection.
+	anonymous := hello.Session == "" && kind == GlobalToZone
 	if old := z.session.streams[kind]; old != nil {
-		t.swapLocked(z)
+		if anonymous {
+			t.swapLocked(z)
+		}
 		t.endLocked(z, old, ErrReplaced)
+	}
+	if anonymous {
+		z.session.hello = hello
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &Stream{table: t, zone: hello.Zone, kind: kind, cancel: cancel}
