@@ -155,24 +155,24 @@ func TestLesson05And31_ClosingAnOlderStreamDoesNotTouchTheNewer(t *testing.T) {
 		a, b := g.rawZone(t, "kuma-1"), g.rawZone(t, "kuma-1")
 		defer a.close()
 		defer b.close()
-		sa, sb := a.down(), b.down()
-		for i, s := range []interface {
-			Send(*discoveryv3.DeltaDiscoveryRequest) error
-			Recv() (*discoveryv3.DeltaDiscoveryResponse, error)
-		}{sa, sb} {
-			if err := s.Send(a.ask("TrafficPermission")); err != nil && i == 1 {
+		// One after the other: which of two streams is the newer is decided by their arrival.
+		subscribed := func(z *rawZone) grpc.BidiStreamingClient[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse] {
+			s := z.down()
+			if err := s.Send(z.ask("TrafficPermission")); err != nil {
 				t.Fatal(err)
 			}
 			resp, err := s.Recv()
 			if err != nil {
-				if i == 1 {
-					t.Fatalf("newer stream: %v", err)
-				}
-				continue // the older one may already have lost
+				t.Fatal(err)
 			}
-			_ = s.Send(a.ack(resp))
+			if err := s.Send(z.ack(resp)); err != nil {
+				t.Fatal(err)
+			}
 			synctest.Wait()
+			return s
 		}
+		subscribed(a)
+		sb := subscribed(b)
 		a.close()
 		settle(time.Second)
 		g.put(t, "TrafficPermission", "default", "late", permission("*"))
