@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -202,10 +203,8 @@ func (p *Plane) Must(method, path, body string, want ...int) []byte {
 	if err != nil {
 		p.t.Fatalf("%s: %s %s: %v", p.Name, method, path, err)
 	}
-	for _, w := range want {
-		if code == w {
-			return b
-		}
+	if slices.Contains(want, code) {
+		return b
 	}
 	p.t.Fatalf("%s: %s %s: %d %s, want %v", p.Name, method, path, code, b, want)
 	return nil
@@ -243,7 +242,7 @@ func (p *Plane) eventually(within time.Duration, what string, f func() error) {
 		if time.Now().After(deadline) {
 			p.t.Fatalf("%s: not %s within %s: %v", p.Name, what, within, err)
 		}
-		time.Sleep(10 * time.Millisecond) //nolint:forbidigo // another process is awaited, which gives no sign
+		time.Sleep(10 * time.Millisecond) // another process is awaited, which gives no sign
 	}
 }
 

@@ -31,7 +31,7 @@ func complaints(p listed, comment string) []string {
 	case "util", "utils", "helper", "helpers", "misc", "shared":
 		out = append(out, p.ImportPath+" is named for nothing it does")
 	}
-	if doc.Synopsis(comment) == "" {
+	if new(doc.Package).Synopsis(comment) == "" {
 		out = append(out, p.ImportPath+" does not say why it exists")
 	}
 	return out

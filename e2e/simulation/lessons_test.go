@@ -61,7 +61,7 @@ func TestLesson01And02_LargeBurstsBothWaysDoNotStall(t *testing.T) {
 		defer stop()
 		for i := range 200 {
 			for _, typ := range []resource.Type{"TrafficPermission", resource.Secret} {
-				spec := proto.Message(permission(strings.Repeat("s", 4000)))
+				spec := permission(strings.Repeat("s", 4000))
 				if typ == resource.Secret {
 					spec = secret(i)
 				}

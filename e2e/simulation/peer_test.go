@@ -24,7 +24,7 @@ type rawZone struct {
 	conn   *grpc.ClientConn
 	client meshv1.KDSSyncServiceClient
 	admin  meshv1.GlobalKDSServiceClient
-	ctx    context.Context //nolint:containedctx // of the connection that the value stands for
+	ctx    context.Context // of the connection that the value stands for
 	cancel context.CancelFunc
 }
 

@@ -283,7 +283,7 @@ func (z *zonePlane) start(t testing.TB) {
 		},
 		InstanceID: z.name + "-1", Version: kds.Version{Version: "2.13.0"}, EffectiveConfig: func() string { return z.config },
 		Store: st, Registerer: z.registry, Metrics: kds.NewMetrics(z.registry), Log: z.log.With("plane", z.name),
-		Dial: append(z.dial[:len(z.dial):len(z.dial)],
+		Dial: append(slices.Clip(z.dial),
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return z.net.dial(ctx, z.name) })),
 	})
 	if err != nil {

@@ -143,7 +143,9 @@ func TestLesson02_NeitherSideWaitsForTheOther(t *testing.T) {
 	})
 }
 
-var _ ResponseStream = subscriberEnd{}
-var _ interface {
-	Send(*discoveryv3.DeltaDiscoveryResponse) error
-} = publisherEnd{}
+var (
+	_ ResponseStream = subscriberEnd{}
+	_ interface {
+		Send(*discoveryv3.DeltaDiscoveryResponse) error
+	} = publisherEnd{}
+)

@@ -17,7 +17,7 @@ const noProxies = "no proxy of this zone is connected to its control plane"
 // nothing else.
 func (u *Upstream) superviseAdmin(ctx context.Context, g *errgroup.Group, client meshv1.GlobalKDSServiceClient) {
 	g.Go(func() error {
-		return u.supervise(ctx, "xds_configs", func(ctx context.Context) error {
+		return u.superviseOptional(ctx, "xds_configs", func(ctx context.Context) error {
 			stream, err := client.StreamXDSConfigs(ctx)
 			return answer(stream, err, func(req *meshv1.XDSConfigRequest) *meshv1.XDSConfigResponse {
 				return &meshv1.XDSConfigResponse{RequestId: req.GetRequestId(), Result: &meshv1.XDSConfigResponse_Error{Error: noProxies}}
@@ -25,7 +25,7 @@ func (u *Upstream) superviseAdmin(ctx context.Context, g *errgroup.Group, client
 		})
 	})
 	g.Go(func() error {
-		return u.supervise(ctx, "stats", func(ctx context.Context) error {
+		return u.superviseOptional(ctx, "stats", func(ctx context.Context) error {
 			stream, err := client.StreamStats(ctx)
 			return answer(stream, err, func(req *meshv1.StatsRequest) *meshv1.StatsResponse {
 				return &meshv1.StatsResponse{RequestId: req.GetRequestId(), Result: &meshv1.StatsResponse_Error{Error: noProxies}}
@@ -33,7 +33,7 @@ func (u *Upstream) superviseAdmin(ctx context.Context, g *errgroup.Group, client
 		})
 	})
 	g.Go(func() error {
-		return u.supervise(ctx, "clusters", func(ctx context.Context) error {
+		return u.superviseOptional(ctx, "clusters", func(ctx context.Context) error {
 			stream, err := client.StreamClusters(ctx)
 			return answer(stream, err, func(req *meshv1.ClustersRequest) *meshv1.ClustersResponse {
 				return &meshv1.ClustersResponse{RequestId: req.GetRequestId(), Result: &meshv1.ClustersResponse_Error{Error: noProxies}}

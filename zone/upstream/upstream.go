@@ -184,16 +184,24 @@ func (u *Upstream) supervise(ctx context.Context, name string, run func(context.
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if status.Code(err) == codes.Unimplemented {
-			u.o.Log.InfoContext(ctx, "the global does not serve a stream; going on without", "stream", name)
-			<-ctx.Done()
-			return ctx.Err()
-		}
 		u.o.Log.WarnContext(ctx, "stream to the global failed", "stream", name, "err", err)
 		if !retry.wait(ctx, time.Since(began)) {
 			return ctx.Err()
 		}
 	}
+}
+
+// superviseOptional is supervise for a stream that a global need not have. Sync streams are none of these: for them
+// Unimplemented is what a proxy says while the global behind it restarts.
+func (u *Upstream) superviseOptional(ctx context.Context, name string, run func(context.Context) error) error {
+	return u.supervise(ctx, name, func(ctx context.Context) error {
+		err := run(ctx)
+		if status.Code(err) == codes.Unimplemented {
+			u.o.Log.InfoContext(ctx, "the global does not serve a stream; going on without", "stream", name)
+			<-ctx.Done()
+		}
+		return err
+	})
 }
 
 // receive subscribes to what the global has for this zone.
