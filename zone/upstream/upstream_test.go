@@ -179,7 +179,7 @@ func connect(t *testing.T, g *global, change func(*Options)) (*Upstream, *store.
 	o := Options{
 		Config: Config{
 			Zone: "zone-1", Address: "grpc://" + l.Addr().String(), MaxMessageBytes: 1 << 20,
-			HealthCheckInterval: time.Millisecond, HealthCheckTimeout: 100 * time.Millisecond, AckTimeout: time.Second,
+			HealthCheckInterval: time.Millisecond, HealthCheckTimeout: time.Second, AckTimeout: time.Second,
 			InsightInterval: time.Second, Keepalive: 15 * time.Second, ReconnectBase: time.Millisecond, ReconnectMax: 5 * time.Millisecond,
 		},
 		InstanceID: "instance-1", Version: kds.Version{Version: "2.13.7"}, EffectiveConfig: func() string { return "{}" },
