@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +26,7 @@ import (
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/store/storetest"
 )
 
 // Each test here is named after the number of a lesson that somebody else's synchronisation was taught by production
@@ -344,6 +347,54 @@ func exchange(t testing.TB, s grpc.BidiStreamingClient[discoveryv3.DeltaDiscover
 	}
 }
 
+func TestLesson13_AFailingStoreFailsTheStreamAndNothingIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGlobal(t)
+		healthy := g.backend
+		var broken atomic.Bool
+		g.backend = storetest.FailAppends(healthy, func(store.Group) error {
+			if broken.Load() {
+				return errors.New("disk full")
+			}
+			return nil
+		})
+		g.start(t)
+		raw := g.rawZone(t, "kuma-1")
+		s := raw.up()
+		if ack := exchange(t, s, response("kuma-1", "Dataplane", "1", wire(t, "a", "default", dataplane("1.1.1.1"), nil))); ack.GetErrorDetail() != nil {
+			t.Fatal(ack.GetErrorDetail())
+		}
+		broken.Store(true)
+		if err := s.Send(response("kuma-1", "Dataplane", "2", wire(t, "b", "default", dataplane("1.1.1.1"), nil))); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			req, err := s.Recv()
+			if err != nil {
+				if status.Code(err) != codes.Unavailable {
+					t.Errorf("the stream ended with %v", err)
+				}
+				break
+			}
+			if req.GetResponseNonce() == "2" {
+				t.Fatal("what was not stored was answered, not failed")
+			}
+		}
+		raw.close()
+		g.stop()
+		broken.Store(false)
+		g.start(t)
+		defer func() { g.stop() }()
+		raw = g.rawZone(t, "kuma-1")
+		defer raw.close()
+		exchange(t, raw.up(), response("kuma-1", "Dataplane", "1",
+			wire(t, "a", "default", dataplane("1.1.1.1"), nil), wire(t, "b", "default", dataplane("1.1.1.1"), nil)))
+		if n := g.st.Snapshot().Count("Dataplane", "default"); n != 2 {
+			t.Errorf("%d dataplanes after the store was mended", n)
+		}
+	})
+}
+
 func TestLesson14_AnObjectInTheWayConcernsOnlyItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _, stop := world(t)
@@ -487,17 +538,28 @@ func TestLesson22_AThousandAbortedConnectionsLeaveNothing(t *testing.T) {
 			raw.close()
 			synctest.Wait()
 		}
-		for range 20 {
+		heap := func() uint64 {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		for range 100 {
 			cycle()
 		}
 		settle(time.Minute)
-		before := runtime.NumGoroutine()
+		before, heapBefore := runtime.NumGoroutine(), heap()
 		for range 1000 {
 			cycle()
 		}
 		settle(time.Minute)
 		if after := runtime.NumGoroutine(); after > before+5 {
 			t.Errorf("%d goroutines became %d", before, after)
+		}
+		if after := heap(); after > heapBefore+4<<20 {
+			t.Errorf("%d bytes on the heap became %d", heapBefore, after)
+		} else {
+			t.Logf("heap: %d KiB, then %d KiB", heapBefore>>10, after>>10)
 		}
 	})
 }
