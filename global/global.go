@@ -47,6 +47,7 @@ type Global struct {
 	kdsListener net.Listener
 	api         *server.Server
 	diagnostics *diagnostics.Server
+	metrics     *prometheus.Registry
 }
 
 // New opens the store, makes what a new global needs, and binds the listeners. The caller closes what it returns,
@@ -63,6 +64,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err erro
 		}
 	}()
 	reg := prometheus.NewRegistry()
+	g.metrics = reg
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	g.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, store.Options{Registerer: reg, Log: log.With("component", "store")})
 	if err != nil {

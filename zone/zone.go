@@ -35,6 +35,7 @@ type Zone struct {
 	upstream    *upstream.Upstream
 	api         *server.Server
 	diagnostics *diagnostics.Server
+	metrics     *prometheus.Registry
 }
 
 // New opens the store and binds the listeners; it does not need the global. The caller closes what it returns, after
@@ -51,6 +52,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (z *Zone, err error)
 		}
 	}()
 	reg := prometheus.NewRegistry()
+	z.metrics = reg
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	z.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, store.Options{Registerer: reg, Log: log.With("component", "store")})
 	if err != nil {
