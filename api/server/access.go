@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -31,12 +32,37 @@ func (u user) String() string { return u.name + "/" + strings.Join(u.groups, ","
 
 func (u user) admin() bool { return u.name == adminName || slices.Contains(u.groups, adminGroup) }
 
-// identify says who is asking. It is the only place that decides so.
-func (s *Server) identify(r *http.Request) user {
-	if s.opts.LocalhostIsAdmin && fromLocalhost(r) {
-		return user{adminName, []string{adminGroup, authenticatedGroup}}
+// userKey is the key of the context value that authenticate sets.
+type userKey struct{}
+
+// authenticate finds out who is asking, for every request, before anything is done for it.
+func (s *Server) authenticate(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		u, err := s.identify(r)
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), userKey{}, u)))
+	})
+}
+
+// userOf returns who makes a request that passed authenticate; anybody else is anonymous.
+func userOf(r *http.Request) user {
+	if u, ok := r.Context().Value(userKey{}).(user); ok {
+		return u
 	}
-	return user{anonymousName, []string{unauthenticatedGroup}}
+	return anonymous
+}
+
+var anonymous = user{anonymousName, []string{unauthenticatedGroup}}
+
+// identify says who is asking. It is the only place that decides so.
+func (s *Server) identify(r *http.Request) (user, error) {
+	if s.opts.LocalhostIsAdmin && fromLocalhost(r) {
+		return user{adminName, []string{adminGroup, authenticatedGroup}}, nil
+	}
+	return anonymous, nil
 }
 
 // fromLocalhost reports whether a request was made by a local program on its own behalf. A loopback peer alone does

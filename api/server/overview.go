@@ -87,7 +87,7 @@ func (v overview) item(j joined) ([]byte, error) {
 
 // get serves GET of one overview, where a missing insight shows as {}.
 func (v overview) get(w http.ResponseWriter, r *http.Request) error {
-	if err := v.allow(v.identify(r), v.main); err != nil {
+	if err := v.allow(userOf(r), v.main); err != nil {
 		return err
 	}
 	snap := v.store.Snapshot()
@@ -108,7 +108,7 @@ func (v overview) get(w http.ResponseWriter, r *http.Request) error {
 
 // list serves GET of a list of overviews. Its total counts the items of the page, as clients know it.
 func (v overview) list(w http.ResponseWriter, r *http.Request) error {
-	if err := v.allow(v.identify(r), v.main); err != nil {
+	if err := v.allow(userOf(r), v.main); err != nil {
 		return err
 	}
 	query := r.URL.Query()

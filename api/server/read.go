@@ -129,7 +129,7 @@ func nextURL(r *http.Request, p paging) string {
 
 // list serves GET of a collection.
 func (e endpoint) list(w http.ResponseWriter, r *http.Request) error {
-	if err := e.allow(e.identify(r), e.d); err != nil {
+	if err := e.allow(userOf(r), e.d); err != nil {
 		return err
 	}
 	p, err := pagingOf(r.URL.Query(), titleList)
@@ -163,7 +163,7 @@ func (e endpoint) list(w http.ResponseWriter, r *http.Request) error {
 
 // get serves GET of one resource.
 func (e endpoint) get(w http.ResponseWriter, r *http.Request) error {
-	if err := e.allow(e.identify(r), e.d); err != nil {
+	if err := e.allow(userOf(r), e.d); err != nil {
 		return err
 	}
 	rec, ok := e.store.Snapshot().Get(e.key(r))

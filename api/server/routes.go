@@ -26,7 +26,7 @@ type endpoint struct {
 // item, then the overviews, then what is not a resource.
 func (s *Server) routes() http.Handler {
 	mux := chi.NewRouter()
-	mux.Use(s.observe, s.cors, cleanPath)
+	mux.Use(s.observe, s.cors, s.authenticate, cleanPath)
 	mux.NotFound(s.handle(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
 	mux.MethodNotAllowed(s.handle(func(_ http.ResponseWriter, r *http.Request) error { return methodNotAllowed(r) }))
 

@@ -1,11 +1,9 @@
 package server
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -18,7 +16,7 @@ import (
 // audit is what the log says about a write.
 type audit struct {
 	user     user
-	outcome  string // created, updated, unchanged, deleted; otherwise refused or failed
+	outcome  string // one of the outcomes of a plan; otherwise refused or failed
 	revision store.Revision
 }
 
@@ -26,7 +24,7 @@ type audit struct {
 // The handler returns the status of a success, which has no body.
 func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Request, *audit) (int, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		a := &audit{user: e.identify(r)}
+		a := &audit{user: userOf(r)}
 		status, err := do(w, r, a)
 		if err != nil {
 			status = e.fail(w, r, err)
@@ -45,9 +43,9 @@ func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Reques
 	}
 }
 
-// put serves PUT of one resource. What depends on the request alone is checked first; what depends on the state is
-// checked again inside the update, where nothing can change any more. The look at the snapshot before that serves the
-// order in which problems are reported, and keeps hopeless requests off the committer.
+// put serves PUT of one resource. What depends on the request alone is checked first. What depends on the state is
+// decided by a plan: once on the snapshot, which keeps hopeless requests off the committer, and again inside the
+// update, where nothing can change any more.
 func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, error) {
 	if err := e.readOnly(); err != nil {
 		return 0, err
@@ -59,14 +57,13 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, er
 	if !acceptsJSON(r) {
 		return 0, errUnaccepted
 	}
-	strict, err := strictOf(r)
+	opts, err := writeOptionsOf(r)
 	if err != nil {
 		return 0, err
 	}
 	key := e.key(r)
 	snap := e.store.Snapshot()
-	old, exists := snap.Get(key)
-	if exists {
+	if old, exists := snap.Get(key); exists {
 		if err := foreign(old); err != nil {
 			return 0, err
 		}
@@ -76,10 +73,8 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, er
 		return 0, err
 	}
 	causes := e.metaViolations(key, doc)
-	if !exists {
-		causes = append(causes, e.nameViolations(snap, key)...)
-	}
-	if strict {
+	causes = append(causes, e.nameViolations(snap, key)...)
+	if opts.strict {
 		for _, field := range doc.Unknown {
 			causes = append(causes, cause{field, "unknown field"})
 		}
@@ -90,51 +85,22 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, er
 	if err := e.allow(a.user, e.d); err != nil {
 		return 0, err
 	}
-
+	d := draft{key: key, spec: doc.Spec, labels: doc.Labels, now: time.Now().UTC()}
+	p, err := e.planPut(snap, d)
+	if err != nil {
+		return 0, err
+	}
 	title := titleUpdate
-	if !exists {
+	if p.outcome == outcomeCreated {
 		title = titleCreate
 	}
-	expected, err := e.admit(doc.Spec, !exists)
-	if err != nil {
-		return 0, internal(title, err)
-	}
-	// Written by the update's function, which may still run when Update returned early with the context's error:
+	// p is written by the update's function, which may still run when Update returned early with the context's error:
 	// read only after success.
-	var created, changed bool
+	p = plan{}
 	rev, err := e.store.Update(r.Context(), func(head *store.Snapshot) ([]store.Op, error) {
-		now := time.Now().UTC()
-		rec := &store.Record{Key: key, Spec: expected, Labels: doc.Labels, Created: now, Modified: now}
-		old, found := head.Get(key)
-		created, changed = !found, true
-		if found != exists {
-			// It came or went since we looked.
-			var err error
-			if rec.Spec, err = e.admit(doc.Spec, !found); err != nil {
-				return nil, internal(title, err)
-			}
-		}
-		if !found {
-			if causes := e.nameViolations(head, key); len(causes) > 0 {
-				return nil, invalid(titleProcess, causes...)
-			}
-			if e.d.Scope == resource.ScopeMesh && !hasMesh(head, key.Mesh) {
-				return nil, &problem{
-					status: http.StatusBadRequest, Title: titleCreate, Details: "Mesh is not found",
-					Causes: []cause{{"mesh", fmt.Sprintf("mesh of name %s is not found", key.Mesh)}},
-				}
-			}
-			return []store.Op{store.Put(rec)}, nil
-		}
-		if err := foreign(old); err != nil {
-			return nil, err
-		}
-		if bytes.Equal(old.Spec, rec.Spec) && maps.Equal(old.Labels, rec.Labels) {
-			changed = false
-			return nil, nil
-		}
-		rec.Created = old.Created
-		return []store.Op{store.Put(rec)}, nil
+		var err error
+		p, err = e.planPut(head, d)
+		return p.ops, err
 	})
 	if err != nil {
 		return 0, storeProblem(title, err)
@@ -146,15 +112,9 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, er
 		}
 		w.Header().Add("Warning", warning("unknown field "+field))
 	}
-	a.revision = rev
-	switch {
-	case created:
-		a.outcome = "created"
+	a.revision, a.outcome = rev, p.outcome
+	if p.outcome == outcomeCreated {
 		return http.StatusCreated, nil
-	case changed:
-		a.outcome = "updated"
-	default:
-		a.outcome = "unchanged"
 	}
 	return http.StatusOK, nil
 }
@@ -176,22 +136,13 @@ func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (int,
 		}
 	}
 	rev, err := e.store.Update(r.Context(), func(head *store.Snapshot) ([]store.Op, error) {
-		rec, found := head.Get(key)
-		if !found {
-			return nil, notFound(titleDelete)
-		}
-		if err := foreign(rec); err != nil {
-			return nil, err
-		}
-		if err := e.allow(a.user, e.d); err != nil {
-			return nil, err
-		}
-		return e.deletion(head, rec, online)
+		p, err := e.planDelete(head, key, a.user, online)
+		return p.ops, err
 	})
 	if err != nil {
 		return 0, storeProblem(titleDelete, err)
 	}
-	a.revision, a.outcome = rev, "deleted"
+	a.revision, a.outcome = rev, outcomeDeleted
 	return http.StatusOK, nil
 }
 
@@ -254,57 +205,21 @@ func (e endpoint) metaViolations(key store.Key, doc *codec.Document) []cause {
 	return causes
 }
 
-// nameViolations checks the names of a resource that is to be created. Existing ones keep the name they have, which
-// another plane may have chosen.
-func (e endpoint) nameViolations(head *store.Snapshot, key store.Key) []cause {
-	var causes []cause
-	check := resource.CheckName
-	if e.d.Name == resource.ZoneType {
-		check = resource.CheckZoneName
-	}
-	if err := check(key.Name); err != nil {
-		causes = append(causes, cause{"name", err.Error()})
-	}
-	if e.d.Scope == resource.ScopeMesh && !hasMesh(head, key.Mesh) {
-		if err := resource.CheckName(key.Mesh); err != nil {
-			causes = append(causes, cause{"mesh", err.Error()})
+// writeOptions is what the query of a write asks for.
+type writeOptions struct {
+	strict bool // unknown fields are errors
+}
+
+func writeOptionsOf(r *http.Request) (writeOptions, error) {
+	var o writeOptions
+	query := r.URL.Query()
+	if v := query.Get("strict"); v != "" {
+		var err error
+		if o.strict, err = strconv.ParseBool(v); err != nil {
+			return o, invalidQuery(titleProcess, "strict", "must be either true or false")
 		}
 	}
-	return causes
-}
-
-func hasMesh(snap *store.Snapshot, name string) bool {
-	_, ok := snap.Get(store.Key{Type: string(resource.Mesh), Name: name})
-	return ok
-}
-
-// foreign refuses a write to a resource that another plane owns: the next synchronisation would undo it.
-func foreign(rec *store.Record) error {
-	if rec.Origin == "" {
-		return nil
-	}
-	owner := fmt.Sprintf("the control plane of zone %q", rec.Origin)
-	if rec.Origin == resource.Global.String() {
-		owner = "the global control plane"
-	}
-	return &textError{
-		status: http.StatusMethodNotAllowed,
-		text:   fmt.Sprintf("Operation not allowed. %s %q is owned by %s. Modify it there.\n", rec.Key.Type, rec.Key.Name, owner),
-		allow:  "GET, HEAD",
-	}
-}
-
-// strictOf reads ?strict: whether unknown fields are errors.
-func strictOf(r *http.Request) (bool, error) {
-	v := r.URL.Query().Get("strict")
-	if v == "" {
-		return false, nil
-	}
-	strict, err := strconv.ParseBool(v)
-	if err != nil {
-		return false, invalidQuery(titleProcess, "strict", "must be either true or false")
-	}
-	return strict, nil
+	return o, nil
 }
 
 const (

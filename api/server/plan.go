@@ -1,0 +1,144 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"iter"
+	"maps"
+	"net/http"
+	"time"
+
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+)
+
+// view is a state to plan a write on: a snapshot, the head inside an update, or one of these with earlier parts of the
+// same batch on top.
+type view interface {
+	Get(key store.Key) (*store.Record, bool)
+	List(typ, mesh string) iter.Seq[*store.Record]
+	Count(typ, mesh string) int
+}
+
+// What a write comes to.
+const (
+	outcomeCreated   = "created"
+	outcomeUpdated   = "updated"
+	outcomeUnchanged = "unchanged"
+	outcomeDeleted   = "deleted"
+)
+
+// draft is a resource that somebody wants to store. It is right by itself; whether it fits the state is for a plan.
+type draft struct {
+	key    store.Key
+	spec   []byte
+	labels map[string]string
+	now    time.Time
+}
+
+// plan is what a write does to a state. Planning changes nothing, so the same function serves the first look at a
+// request, the commit, and whoever only wants to know.
+type plan struct {
+	ops     []store.Op // none when the outcome is outcomeUnchanged
+	outcome string
+	// record is the resource as it is stored then, the old one when nothing changes; nil for a deletion. Its Version is
+	// that of the state, which the commit replaces.
+	record *store.Record
+}
+
+// planPut says what storing d does to the state v, or why it cannot be stored.
+func (e endpoint) planPut(v view, d draft) (plan, error) {
+	old, exists := v.Get(d.key)
+	title := titleCreate
+	if exists {
+		title = titleUpdate
+		if err := foreign(old); err != nil {
+			return plan{}, err
+		}
+	} else {
+		if causes := e.nameViolations(v, d.key); len(causes) > 0 {
+			return plan{}, invalid(titleProcess, causes...)
+		}
+		if e.d.Scope == resource.ScopeMesh && !hasMesh(v, d.key.Mesh) {
+			return plan{}, &problem{
+				status: http.StatusBadRequest, Title: titleCreate, Details: "Mesh is not found",
+				Causes: []cause{{"mesh", fmt.Sprintf("mesh of name %s is not found", d.key.Mesh)}},
+			}
+		}
+	}
+	spec, err := e.admit(d.spec, !exists)
+	if err != nil {
+		return plan{}, internal(title, err)
+	}
+	if exists && bytes.Equal(old.Spec, spec) && maps.Equal(old.Labels, d.labels) {
+		return plan{outcome: outcomeUnchanged, record: old}, nil
+	}
+	rec := &store.Record{Key: d.key, Spec: spec, Labels: d.labels, Created: d.now, Modified: d.now}
+	p := plan{outcome: outcomeCreated, record: rec}
+	if exists {
+		rec.Created, rec.Version, rec.CreateRevision = old.Created, old.Version, old.CreateRevision
+		p.outcome = outcomeUpdated
+	}
+	p.ops = []store.Op{store.Put(rec)}
+	return p, nil
+}
+
+// planDelete says what deleting key does to the state head, or why it must stay. online says whether a zone has a live
+// session.
+func (e endpoint) planDelete(head *store.Snapshot, key store.Key, u user, online bool) (plan, error) {
+	rec, found := head.Get(key)
+	if !found {
+		return plan{}, notFound(titleDelete)
+	}
+	if err := foreign(rec); err != nil {
+		return plan{}, err
+	}
+	if err := e.allow(u, e.d); err != nil {
+		return plan{}, err
+	}
+	ops, err := e.deletion(head, rec, online)
+	return plan{ops: ops, outcome: outcomeDeleted}, err
+}
+
+// nameViolations checks the names of a resource that is to be created. Existing ones keep the name they have, which
+// another plane may have chosen.
+func (e endpoint) nameViolations(v view, key store.Key) []cause {
+	if _, exists := v.Get(key); exists {
+		return nil
+	}
+	var causes []cause
+	check := resource.CheckName
+	if e.d.Name == resource.ZoneType {
+		check = resource.CheckZoneName
+	}
+	if err := check(key.Name); err != nil {
+		causes = append(causes, cause{"name", err.Error()})
+	}
+	if e.d.Scope == resource.ScopeMesh && !hasMesh(v, key.Mesh) {
+		if err := resource.CheckName(key.Mesh); err != nil {
+			causes = append(causes, cause{"mesh", err.Error()})
+		}
+	}
+	return causes
+}
+
+func hasMesh(v view, name string) bool {
+	_, ok := v.Get(store.Key{Type: string(resource.Mesh), Name: name})
+	return ok
+}
+
+// foreign refuses a write to a resource that another plane owns: the next synchronisation would undo it.
+func foreign(rec *store.Record) error {
+	if rec.Origin == "" {
+		return nil
+	}
+	owner := fmt.Sprintf("the control plane of zone %q", rec.Origin)
+	if rec.Origin == resource.Global.String() {
+		owner = "the global control plane"
+	}
+	return &textError{
+		status: http.StatusMethodNotAllowed,
+		text:   fmt.Sprintf("Operation not allowed. %s %q is owned by %s. Modify it there.\n", rec.Key.Type, rec.Key.Name, owner),
+		allow:  "GET, HEAD",
+	}
+}
