@@ -33,6 +33,10 @@ var aliasTable = []alias{
 	{"zone-ingresses/{}/_overview", "zoneingresses+insights/{}"},
 	{"zoneegresses/_overview", "zoneegressoverviews"},
 	{"zoneegresses/{}/_overview", "zoneegressoverviews/{}"},
+	// A path of its own beside the alias of the same name.
+	{"zoneingresses/{}/xds", "zoneingresses/{}/xds"},
+	{"zoneingresses/{}/stats", "zoneingresses/{}/stats"},
+	{"zoneingresses/{}/clusters", "zoneingresses/{}/clusters"},
 	{"zoneingresses", "zone-ingresses"},
 	{"globalsecrets", "global-secrets"},
 }

@@ -15,6 +15,7 @@
 //	problem.go    every error answer
 //	read.go       GET of one resource and of lists, with paging
 //	overview.go   a resource joined with its insight
+//	inspect.go    what is attached to proxies, and what proxies say
 //	services.go   ServiceInsight, stored per mesh and shown per service
 //	write.go      PUT and DELETE
 //	plan.go       what a write does to a state, without doing it

@@ -95,7 +95,7 @@ func FuzzRequest(f *testing.F) {
 		r.Header = http.Header{"Accept": {accept}, "Accept-Encoding": {encoding}, "Content-Type": {"application/json"}}
 		w := httptest.NewRecorder()
 		p.srv.Handler().ServeHTTP(w, r)
-		if w.Code >= 500 {
+		if w.Code >= 500 && !strings.Contains(w.Body.String(), titleAdmin) { // a proxy that is not connected cannot be asked
 			t.Fatalf("%s %q?%q answered %d %s", method, path, query, w.Code, w.Body)
 		}
 	})

@@ -129,8 +129,8 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) int {
 		id := rand.Text()
 		w.Header().Set("X-Request-Id", id)
 		level := slog.LevelError
-		if r.Context().Err() != nil {
-			level = slog.LevelDebug // the client went away; nothing of ours failed
+		if r.Context().Err() != nil || p.err == nil {
+			level = slog.LevelDebug // the client went away, or what it asks for is not there: nothing of ours failed
 		}
 		s.log.Log(r.Context(), level, "request failed",
 			"request_id", id, "method", r.Method, "path", r.URL.Path, "status", p.status, "err", p.err)

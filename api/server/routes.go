@@ -70,6 +70,8 @@ func (s *Server) routes() http.Handler {
 		get(item, o.get)
 	}
 
+	s.inspectRoutes(get)
+
 	get("/", s.getIndex)
 	get("/config", s.getConfig)
 	get("/policies", s.getPolicies)
