@@ -177,7 +177,7 @@ func TestAliasesAnswerAsTheirCanonicalPath(t *testing.T) {
 		record(t, resource.Mesh, "", "demo", "", nil), record(t, "TrafficPermission", "demo", "a", "", nil),
 		record(t, resource.Dataplane, "demo", "dp", "zone-1", nil), record(t, resource.ZoneType, "", "zone-1", "", nil),
 		record(t, resource.ZoneIngress, "", "in", "", nil), record(t, resource.ZoneEgress, "", "out", "zone-1", nil),
-		record(t, resource.GlobalSecret, "", "s", "", nil),
+		record(t, resource.GlobalSecret, "", "s", "", nil), record(t, "MeshGateway", "demo", "gw", "", nil),
 	)
 	for alias, target := range map[string]string{
 		"/dataplane+insights":                   "/dataplanes+insights",
@@ -198,6 +198,11 @@ func TestAliasesAnswerAsTheirCanonicalPath(t *testing.T) {
 		"/globalsecrets":                        "/global-secrets",
 		"/zoneingresses":                        "/zone-ingresses",
 		"/zoneingresses/in":                     "/zone-ingresses/in",
+		"/zones+insights/":                      "/zones+insights",
+		"/zoneingresses+insights/":              "/zoneingresses+insights",
+		"/zoneegressoverviews/":                 "/zoneegressoverviews",
+		"/meshes/demo/dataplane/dp/rules":       "/meshes/demo/dataplanes/dp/rules",
+		"/meshes/demo/meshgateways/gw/policies": "/meshes/demo/meshgateways/gw/dataplanes",
 		"/dataplanes/_overview":                 "/dataplanes+insights",
 		"/meshes/demo/dataplanes/_overview":     "/meshes/demo/dataplanes+insights",
 		"/meshes/demo/dataplanes/dp/_overview":  "/meshes/demo/dataplanes+insights/dp",
@@ -214,6 +219,7 @@ func TestAliasesAnswerAsTheirCanonicalPath(t *testing.T) {
 		if diff := cmp.Diff(want.Body, p.want(200, http.MethodGet, alias, "").Body); diff != "" {
 			t.Errorf("%s: %s", alias, diff)
 		}
+		p.want(200, http.MethodHead, alias, "")
 	}
 	p.want(201, http.MethodPut, "/globalsecrets/t", `{"type":"GlobalSecret","name":"t"}`)
 	p.want(200, http.MethodDelete, "/zoneingresses/in", "")
