@@ -65,6 +65,26 @@ func BenchmarkGetOne(b *testing.B) {
 	benchmarkGet(b, p, "/meshes/demo/traffic-permissions/tp-00500")
 }
 
+// BenchmarkGetUnchanged is a GET that is answered with 304.
+func BenchmarkGetUnchanged(b *testing.B) {
+	p := newPlane(b, resource.Global)
+	policies(b, p, 1000)
+	const target = "/meshes/demo/traffic-permissions/tp-00500"
+	r := httptest.NewRequest(http.MethodGet, target, http.NoBody)
+	r.RemoteAddr, r.Host = "127.0.0.1:1", "localhost"
+	w := &sink{header: http.Header{}}
+	p.srv.Handler().ServeHTTP(w, r)
+	r.Header.Set("If-None-Match", w.header.Get("ETag"))
+	b.ReportAllocs()
+	for b.Loop() {
+		w.reset()
+		p.srv.Handler().ServeHTTP(w, r)
+		if w.status != http.StatusNotModified || w.n != 0 {
+			b.Fatal(w.status, w.n)
+		}
+	}
+}
+
 func BenchmarkListPage(b *testing.B) {
 	p := newPlane(b, resource.Global)
 	policies(b, p, 20_000)
@@ -100,8 +120,11 @@ func BenchmarkPut(b *testing.B) {
 	const body = `{"type":"TrafficPermission","name":"x","mesh":"demo",
 		"sources":[{"match":{"kuma.io/service":"web","kuma.io/zone":"east"}}],
 		"destinations":[{"match":{"kuma.io/service":"backend","version":"%d"}}]}`
-	for _, changing := range []bool{true, false} {
-		b.Run(map[bool]string{true: "changing", false: "unchanged"}[changing], func(b *testing.B) {
+	for _, tc := range []struct {
+		name                  string
+		changing, conditional bool
+	}{{"changing", true, false}, {"unchanged", false, false}, {"if-match", true, true}} {
+		b.Run(tc.name, func(b *testing.B) {
 			p := newPlane(b, resource.Global)
 			policies(b, p, 1000)
 			h := p.srv.Handler()
@@ -109,12 +132,15 @@ func BenchmarkPut(b *testing.B) {
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				if changing {
+				if tc.changing {
 					i++
 				}
 				r := httptest.NewRequest(http.MethodPut, "/meshes/demo/traffic-permissions/x", strings.NewReader(fmt.Sprintf(body, i)))
 				r.RemoteAddr, r.Host = "127.0.0.1:1", "localhost"
 				r.Header.Set("Content-Type", "application/json")
+				if tag := w.header.Get("ETag"); tc.conditional && tag != "" {
+					r.Header.Set("If-Match", tag)
+				}
 				w.reset()
 				h.ServeHTTP(w, r)
 				if w.status != http.StatusOK && w.status != http.StatusCreated {

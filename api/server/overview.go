@@ -51,6 +51,14 @@ type joined struct {
 	live          bool          // insight is newer than what is stored: do not keep its rendering
 }
 
+// versions are what names the row; that of a missing insight is 0.
+func (j joined) versions() []store.Revision {
+	if j.insight == nil {
+		return []store.Revision{j.main.Version, 0}
+	}
+	return []store.Revision{j.main.Version, j.insight.Version}
+}
+
 // join finds the insight of a record.
 func (v overview) join(snap *store.Snapshot, main *store.Record) (joined, error) {
 	key := main.Key
@@ -99,11 +107,18 @@ func (v overview) get(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return internal(v.titleOne, err)
 	}
+	tag := ""
+	if !j.live {
+		tag = v.etag(j.versions()...)
+		if done, err := v.unchanged(w, r, tag, v.titleOne); done || err != nil {
+			return err
+		}
+	}
 	body, err := codec.EncodeOverview(v.main, j.main, j.insight, true)
 	if err != nil {
 		return internal(v.titleOne, fmt.Errorf("render overview of %s: %w", main.Key, err))
 	}
-	return v.sendJSON(w, r, append(body, '\n'))
+	return v.sendTagged(w, r, append(body, '\n'), tag)
 }
 
 // list serves GET of a list of overviews. Its total counts the items of the page, as clients know it.
@@ -117,6 +132,10 @@ func (v overview) list(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	snap := v.store.Snapshot()
+	tag := ""
+	if v.zones == nil || v.insight.Name != resource.ZoneInsight { // those are overlaid by the live sessions
+		tag = v.listTag(snap, string(v.main.Name), string(v.insight.Name))
+	}
 	all := snap.List(string(v.main.Name), chi.URLParam(r, "mesh"))
 	var filterErr error
 	if v.main.Name == resource.Dataplane {
@@ -125,6 +144,11 @@ func (v overview) list(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		all = f.filter(all, v.main, &filterErr)
+	}
+	if tag != "" {
+		if done, err := v.unchanged(w, r, tag, v.titleMany); done || err != nil {
+			return err
+		}
 	}
 
 	// One more than the page holds tells whether there is a next one.
@@ -149,6 +173,7 @@ func (v overview) list(w http.ResponseWriter, r *http.Request) error {
 	}
 
 	o := v.newReply(w, r)
+	o.tag = tag
 	defer o.release()
 	o.writeListHead(len(rows))
 	for i, j := range rows {

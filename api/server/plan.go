@@ -34,6 +34,8 @@ type draft struct {
 	spec   []byte
 	labels map[string]string
 	now    time.Time
+	// pre is checked last, so that a write that cannot be done says why, whatever it was made conditional on.
+	pre preconditions
 }
 
 // plan is what a write does to a state. Planning changes nothing, so the same function serves the first look at a
@@ -44,6 +46,14 @@ type plan struct {
 	// record is the resource as it is stored then, the old one when nothing changes; nil for a deletion. Its Version is
 	// that of the state, which the commit replaces.
 	record *store.Record
+}
+
+// status is the code of a PUT that comes to p.
+func (p plan) status() int {
+	if p.outcome == outcomeCreated {
+		return http.StatusCreated
+	}
+	return http.StatusOK
 }
 
 // planPut says what storing d does to the state v, or why it cannot be stored.
@@ -70,6 +80,9 @@ func (e endpoint) planPut(v view, d draft) (plan, error) {
 	if err != nil {
 		return plan{}, internal(title, err)
 	}
+	if d.pre.set() && !d.pre.hold(e.tagOf(old)) {
+		return plan{}, preconditionFailed(title)
+	}
 	if exists && bytes.Equal(old.Spec, spec) && maps.Equal(old.Labels, d.labels) {
 		return plan{outcome: outcomeUnchanged, record: old}, nil
 	}
@@ -85,7 +98,7 @@ func (e endpoint) planPut(v view, d draft) (plan, error) {
 
 // planDelete says what deleting key does to the state head, or why it must stay. online says whether a zone has a live
 // session.
-func (e endpoint) planDelete(head *store.Snapshot, key store.Key, u user, online bool) (plan, error) {
+func (e endpoint) planDelete(head *store.Snapshot, key store.Key, u user, online bool, pre preconditions) (plan, error) {
 	rec, found := head.Get(key)
 	if !found {
 		return plan{}, notFound(titleDelete)
@@ -97,7 +110,21 @@ func (e endpoint) planDelete(head *store.Snapshot, key store.Key, u user, online
 		return plan{}, err
 	}
 	ops, err := e.deletion(head, rec, online)
-	return plan{ops: ops, outcome: outcomeDeleted}, err
+	if err != nil {
+		return plan{}, err
+	}
+	if pre.set() && !pre.hold(e.tagOf(rec)) {
+		return plan{}, preconditionFailed(titleDelete)
+	}
+	return plan{ops: ops, outcome: outcomeDeleted}, nil
+}
+
+// tagOf is the entity tag of a record, "" of nil.
+func (e endpoint) tagOf(rec *store.Record) string {
+	if rec == nil {
+		return ""
+	}
+	return e.etag(rec.Version)
 }
 
 // nameViolations checks the names of a resource that is to be created. Existing ones keep the name they have, which

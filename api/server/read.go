@@ -139,8 +139,16 @@ func (e endpoint) list(w http.ResponseWriter, r *http.Request) error {
 	mesh := chi.URLParam(r, "mesh")
 	snap := e.store.Snapshot()
 	total := snap.Count(string(e.d.Name), mesh)
+	tag := ""
+	if !e.overlays() {
+		tag = e.listTag(snap, string(e.d.Name))
+		if done, err := e.unchanged(w, r, tag, titleList); done || err != nil {
+			return err
+		}
+	}
 
 	o := e.newReply(w, r)
+	o.tag = tag
 	defer o.release()
 	o.writeListHead(total)
 	empty := true
@@ -170,11 +178,19 @@ func (e endpoint) get(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return notFound(titleGet)
 	}
+	tag := ""
+	if !e.overlays() {
+		tag = e.etag(rec.Version)
+		if done, err := e.unchanged(w, r, tag, titleGet); done || err != nil {
+			return err
+		}
+	}
 	item, err := e.item(rec)
 	if err != nil {
 		return internal(titleGet, err)
 	}
 	o := e.newReply(w, r)
+	o.tag = tag
 	defer o.release()
 	o.writeItem(item)
 	return o.send()
@@ -196,6 +212,9 @@ func (e endpoint) item(rec *store.Record) ([]byte, error) {
 	}
 	return e.renders.resource(e.d, rec)
 }
+
+// overlays reports whether what is answered for this type depends on the live sessions too: no version names it then.
+func (e endpoint) overlays() bool { return e.zones != nil && e.d.Name == resource.ZoneInsight }
 
 // overlaid returns rec, or, for the insight of a zone of which the live session knows more, a copy with that.
 func (s *Server) overlaid(rec *store.Record) (*store.Record, error) {

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 const (
@@ -20,6 +21,10 @@ type reply struct {
 	s *Server
 	w http.ResponseWriter
 	r *http.Request
+
+	// tag is the entity tag of the body, "" when it has none. A strong one says that the bytes are the same each time,
+	// so such a body is never compressed: the compressed one would be another, and clients send back what they saw.
+	tag string
 
 	buf    *bytes.Buffer
 	gz     *gzip.Writer // nil until the body is being sent compressed
@@ -56,10 +61,16 @@ func (o *reply) begin(whole bool) {
 	h := o.w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Add("Vary", "Accept-Encoding")
+	strong := strings.HasPrefix(o.tag, `"`)
+	if o.tag != "" {
+		h.Set("ETag", o.tag)
+	}
+	if !strong {
+		h.Add("Vary", "Accept-Encoding")
+	}
 	head := o.r.Method == http.MethodHead
 	switch {
-	case !head && o.buf.Len() > gzipMinBytes && acceptsGzip(o.r):
+	case !head && !strong && o.buf.Len() > gzipMinBytes && acceptsGzip(o.r):
 		h.Set("Content-Encoding", "gzip")
 		gz, ok := o.s.gzips.Get().(*gzip.Writer)
 		if !ok {
@@ -134,7 +145,13 @@ func (o *reply) release() {
 
 // sendJSON answers 200 with a whole body.
 func (s *Server) sendJSON(w http.ResponseWriter, r *http.Request, body []byte) error {
+	return s.sendTagged(w, r, body, "")
+}
+
+// sendTagged answers 200 with a whole body and its entity tag, "" for none.
+func (s *Server) sendTagged(w http.ResponseWriter, r *http.Request, body []byte, tag string) error {
 	o := s.newReply(w, r)
+	o.tag = tag
 	defer o.release()
 	o.write(body)
 	return o.send()

@@ -2,7 +2,6 @@ package server
 
 import (
 	"fmt"
-	"net/http"
 
 	"google.golang.org/protobuf/proto"
 
@@ -118,21 +117,10 @@ func (e endpoint) zoneDeletion(head *store.Snapshot, zone string, online bool, o
 	return ops, nil
 }
 
-// zoneOnline reports whether the zone that is to be deleted has a live session. One that may be deleted nevertheless
-// has its session ended first.
-func (e endpoint) zoneOnline(r *http.Request, key store.Key) (bool, error) {
-	snap := e.store.Snapshot()
+// zoneOnline reports whether a zone has a live session.
+func (e endpoint) zoneOnline(snap *store.Snapshot, key store.Key) bool {
 	live, ok := e.live(snap, key.Name)
-	if !ok || !live.Online {
-		return false, nil
-	}
-	if _, exists := snap.Get(key); !exists || !e.opts.UnsafeDelete || e.opts.EndZoneSession == nil {
-		return true, nil
-	}
-	if err := e.opts.EndZoneSession(r.Context(), key.Name); err != nil {
-		return true, fmt.Errorf("end the session of zone %s: %w", key.Name, err)
-	}
-	return false, nil
+	return ok && live.Online
 }
 
 // secretUnused refuses to delete a secret that an mTLS backend of its mesh takes its CA from.

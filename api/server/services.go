@@ -62,8 +62,13 @@ func (e endpoint) listServices(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	snap := e.store.Snapshot()
+	tag := e.listTag(snap, string(e.d.Name))
+	if done, err := e.unchanged(w, r, tag, titleServices); done || err != nil {
+		return err
+	}
 	var all []service
-	for rec := range e.store.Snapshot().List(string(e.d.Name), chi.URLParam(r, "mesh")) {
+	for rec := range snap.List(string(e.d.Name), chi.URLParam(r, "mesh")) {
 		byName, err := e.servicesOf(rec)
 		if err != nil {
 			return internal(titleServices, err)
@@ -73,9 +78,10 @@ func (e endpoint) listServices(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if len(all) == 0 {
-		return e.sendJSON(w, r, []byte("{\n \"total\": 0,\n \"items\": null,\n \"next\": null\n}\n"))
+		return e.sendTagged(w, r, []byte("{\n \"total\": 0,\n \"items\": null,\n \"next\": null\n}\n"), tag)
 	}
 	o := e.newReply(w, r)
+	o.tag = tag
 	defer o.release()
 	o.writeListHead(len(all))
 	empty := true
@@ -100,7 +106,9 @@ func (e endpoint) getService(w http.ResponseWriter, r *http.Request) error {
 	mesh, name := chi.URLParam(r, "mesh"), chi.URLParam(r, "name")
 	stored, ok := snap.Get(allServices(mesh))
 	var spec *meshv1.ServiceInsight_Service
+	var tag string
 	if ok {
+		tag = e.etag(stored.Version)
 		byName, err := e.servicesOf(stored)
 		if err != nil {
 			return internal(titleGet, err)
@@ -113,9 +121,13 @@ func (e endpoint) getService(w http.ResponseWriter, r *http.Request) error {
 		}
 		// Nothing was counted in this mesh yet: the times are the mesh's.
 		stored = &store.Record{Key: allServices(mesh), Created: m.Created, Modified: m.Modified}
+		tag = e.etag(0, m.Version)
+	}
+	if done, err := e.unchanged(w, r, tag, titleGet); done || err != nil {
+		return err
 	}
 	if spec == nil {
 		spec = &meshv1.ServiceInsight_Service{Dataplanes: &meshv1.ServiceInsight_Service_DataplaneStat{}}
 	}
-	return e.sendJSON(w, r, append(service{stored, name, spec}.encode(), '\n'))
+	return e.sendTagged(w, r, append(service{stored, name, spec}.encode(), '\n'), tag)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -17,60 +18,87 @@ import (
 type audit struct {
 	user     user
 	outcome  string // one of the outcomes of a plan; otherwise refused or failed
+	dryRun   bool   // nothing was stored
 	revision store.Revision
 }
 
+// written is the answer to a write that succeeded.
+type written struct {
+	status int
+	tag    string // entity tag of the resource as it is now, "" when it has none
+	body   []byte // JSON; nil: none
+}
+
 // write adapts a handler of PUT or DELETE: it answers errors and leaves one audit line, whatever the outcome.
-// The handler returns the status of a success, which has no body.
-func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Request, *audit) (int, error)) http.HandlerFunc {
+func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Request, *audit) (written, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		a := &audit{user: userOf(r)}
-		status, err := do(w, r, a)
+		done, err := do(w, r, a)
 		if err != nil {
-			status = e.fail(w, r, err)
+			done.status = e.fail(w, r, err)
 			a.outcome = "refused"
-			if status >= http.StatusInternalServerError {
+			if done.status >= http.StatusInternalServerError {
 				a.outcome = "failed"
 			}
 		} else {
-			w.Header().Set("Content-Length", "0")
-			w.WriteHeader(status)
+			done.send(w, a.dryRun)
 		}
 		key := e.key(r)
 		e.log.InfoContext(r.Context(), "write",
-			"action", action, "outcome", a.outcome, "status", status, "type", key.Type, "mesh", key.Mesh, "name", key.Name,
-			"revision", uint64(a.revision), "user", a.user.String(), "remote", r.RemoteAddr)
+			"action", action, "outcome", a.outcome, "status", done.status, "type", key.Type, "mesh", key.Mesh, "name", key.Name,
+			"revision", uint64(a.revision), "user", a.user.String(), "remote", r.RemoteAddr, "dry_run", a.dryRun)
 	}
+}
+
+func (d written) send(w http.ResponseWriter, dryRun bool) {
+	h := w.Header()
+	if d.tag != "" {
+		h.Set("ETag", d.tag)
+	}
+	if dryRun {
+		h.Set("Meridian-Dry-Run", "true")
+	}
+	if d.body != nil {
+		sendBody(w, d.status, "application/json", d.body)
+		return
+	}
+	h.Set("Content-Length", "0")
+	w.WriteHeader(d.status)
 }
 
 // put serves PUT of one resource. What depends on the request alone is checked first. What depends on the state is
 // decided by a plan: once on the snapshot, which keeps hopeless requests off the committer, and again inside the
 // update, where nothing can change any more.
-func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, error) {
+func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written, error) {
 	if err := e.readOnly(); err != nil {
-		return 0, err
+		return written{}, err
 	}
 	mediaType, err := bodyMediaType(r)
 	if err != nil {
-		return 0, err
+		return written{}, err
 	}
 	if !acceptsJSON(r) {
-		return 0, errUnaccepted
+		return written{}, errUnaccepted
 	}
 	opts, err := writeOptionsOf(r)
 	if err != nil {
-		return 0, err
+		return written{}, err
+	}
+	a.dryRun = opts.dryRun
+	pre, err := preconditionsOf(r)
+	if err != nil {
+		return written{}, err
 	}
 	key := e.key(r)
 	snap := e.store.Snapshot()
 	if old, exists := snap.Get(key); exists {
 		if err := foreign(old); err != nil {
-			return 0, err
+			return written{}, err
 		}
 	}
 	doc, err := e.document(w, r, mediaType)
 	if err != nil {
-		return 0, err
+		return written{}, err
 	}
 	causes := e.metaViolations(key, doc)
 	causes = append(causes, e.nameViolations(snap, key)...)
@@ -80,19 +108,23 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, er
 		}
 	}
 	if len(causes) > 0 {
-		return 0, invalid(titleProcess, causes...)
+		return written{}, invalid(titleProcess, causes...)
 	}
 	if err := e.allow(a.user, e.d); err != nil {
-		return 0, err
+		return written{}, err
 	}
-	d := draft{key: key, spec: doc.Spec, labels: doc.Labels, now: time.Now().UTC()}
+	d := draft{key: key, spec: doc.Spec, labels: doc.Labels, now: time.Now().UTC(), pre: pre}
 	p, err := e.planPut(snap, d)
 	if err != nil {
-		return 0, err
+		return written{}, err
 	}
 	title := titleUpdate
 	if p.outcome == outcomeCreated {
 		title = titleCreate
+	}
+	warnUnknown(w, doc)
+	if opts.dryRun {
+		return e.wouldBe(p, a)
 	}
 	// p is written by the update's function, which may still run when Update returned early with the context's error:
 	// read only after success.
@@ -103,8 +135,31 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, er
 		return p.ops, err
 	})
 	if err != nil {
-		return 0, storeProblem(title, err)
+		return written{}, storeProblem(title, err)
 	}
+	a.revision, a.outcome = rev, p.outcome
+	if p.outcome == outcomeUnchanged {
+		rev = p.record.Version // what is there, not the store's newest
+	}
+	return written{status: p.status(), tag: e.etag(rev)}, nil
+}
+
+// wouldBe answers a PUT that is only tried: with the resource as GET would show it afterwards.
+func (e endpoint) wouldBe(p plan, a *audit) (written, error) {
+	item, err := (&renders{}).resource(e.d, p.record)
+	if err != nil {
+		return written{}, internal(titleProcess, err)
+	}
+	a.outcome = p.outcome
+	done := written{status: p.status(), body: append(codec.Single(item), '\n')}
+	if p.outcome == outcomeUnchanged {
+		done.tag = e.etag(p.record.Version)
+	}
+	return done, nil
+}
+
+// warnUnknown names the fields of a body that were left out.
+func warnUnknown(w http.ResponseWriter, doc *codec.Document) {
 	for i, field := range doc.Unknown {
 		if i == maxWarnings {
 			w.Header().Add("Warning", warning(fmt.Sprintf("%d more unknown fields", len(doc.Unknown)-i)))
@@ -112,38 +167,77 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (int, er
 		}
 		w.Header().Add("Warning", warning("unknown field "+field))
 	}
-	a.revision, a.outcome = rev, p.outcome
-	if p.outcome == outcomeCreated {
-		return http.StatusCreated, nil
-	}
-	return http.StatusOK, nil
 }
 
 // delete serves DELETE of one resource, together with what goes with it.
-func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (int, error) {
+func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (written, error) {
 	if err := e.readOnly(); err != nil {
-		return 0, err
+		return written{}, err
 	}
 	if !acceptsJSON(r) {
-		return 0, errUnaccepted
+		return written{}, errUnaccepted
+	}
+	opts, err := writeOptionsOf(r)
+	if err != nil {
+		return written{}, err
+	}
+	a.dryRun = opts.dryRun
+	pre, err := preconditionsOf(r)
+	if err != nil {
+		return written{}, err
 	}
 	key := e.key(r)
-	online := false
-	if e.d.Name == resource.ZoneType {
-		var err error
-		if online, err = e.zoneOnline(r, key); err != nil {
-			return 0, internal(titleDelete, err)
+	snap := e.store.Snapshot()
+	online := e.d.Name == resource.ZoneType && e.zoneOnline(snap, key)
+	p, err := e.planDelete(snap, key, a.user, online, pre)
+	if err != nil {
+		return written{}, err
+	}
+	if opts.dryRun {
+		return e.wouldGo(p, a)
+	}
+	if online && e.opts.EndZoneSession != nil {
+		if err := e.opts.EndZoneSession(r.Context(), key.Name); err != nil {
+			return written{}, internal(titleDelete, fmt.Errorf("end the session of zone %s: %w", key.Name, err))
 		}
 	}
 	rev, err := e.store.Update(r.Context(), func(head *store.Snapshot) ([]store.Op, error) {
-		p, err := e.planDelete(head, key, a.user, online)
+		p, err := e.planDelete(head, key, a.user, online, pre)
 		return p.ops, err
 	})
 	if err != nil {
-		return 0, storeProblem(titleDelete, err)
+		return written{}, storeProblem(titleDelete, err)
 	}
 	a.revision, a.outcome = rev, outcomeDeleted
-	return http.StatusOK, nil
+	return written{status: http.StatusOK}, nil
+}
+
+// goes is one resource that a deletion takes along.
+type goes struct {
+	Type string `json:"type"`
+	Mesh string `json:"mesh,omitempty"`
+	Name string `json:"name"`
+}
+
+// wouldGo answers a DELETE that is only tried: with all that would be deleted, as a list, what was named first.
+func (e endpoint) wouldGo(p plan, a *audit) (written, error) {
+	list := struct {
+		Total int     `json:"total"`
+		Items []goes  `json:"items"`
+		Next  *string `json:"next"` // always null: it is all of them
+	}{Items: []goes{}}
+	for _, op := range p.ops {
+		if _, ok := resource.Lookup(resource.Type(op.Key.Type)); ok && op.Record == nil { // not what is kept about synchronisation
+			list.Items = append(list.Items, goes{op.Key.Type, op.Key.Mesh, op.Key.Name})
+		}
+	}
+	list.Total = len(list.Items)
+	body, err := marshal(list)
+	if err != nil {
+		return written{}, internal(titleDelete, err)
+	}
+	a.outcome = p.outcome
+	return written{status: http.StatusOK, body: body}, nil
 }
 
 // document reads and decodes the body of a PUT.
@@ -208,18 +302,35 @@ func (e endpoint) metaViolations(key store.Key, doc *codec.Document) []cause {
 // writeOptions is what the query of a write asks for.
 type writeOptions struct {
 	strict bool // unknown fields are errors
+	dryRun bool // everything but storing it
 }
 
 func writeOptionsOf(r *http.Request) (writeOptions, error) {
 	var o writeOptions
 	query := r.URL.Query()
-	if v := query.Get("strict"); v != "" {
+	for _, flag := range []struct {
+		name string
+		on   *bool
+	}{{"strict", &o.strict}, {"dryRun", &o.dryRun}} {
 		var err error
-		if o.strict, err = strconv.ParseBool(v); err != nil {
-			return o, invalidQuery(titleProcess, "strict", "must be either true or false")
+		if *flag.on, err = boolQuery(query, flag.name, titleProcess); err != nil {
+			return o, err
 		}
 	}
 	return o, nil
+}
+
+// boolQuery reads a parameter that is true or false, false when it is absent or empty.
+func boolQuery(query url.Values, name, title string) (bool, error) {
+	v := query.Get(name)
+	if v == "" {
+		return false, nil
+	}
+	on, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, invalidQuery(title, name, "must be either true or false")
+	}
+	return on, nil
 }
 
 const (

@@ -625,6 +625,7 @@ func TestEveryWriteLeavesOneAuditLine(t *testing.T) {
 		{"PUT", "/meshes/demo/secrets/s", `{"type":"Secret","name":"s","mesh":"demo","data":"c2VzYW1l"}`, "10.0.0.9:1", "outcome=refused status=403"},
 		{"PUT", "/meshes/demo", `{`, "10.0.0.9:1", "outcome=refused status=400"},
 		{"PUT", "/meshes/demo/dataplanes/d", `{}`, "10.0.0.9:1", "outcome=refused status=405"},
+		{"DELETE", "/meshes/demo?dryRun=true", ``, "10.0.0.9:1", "action=delete outcome=deleted status=200 type=Mesh mesh=\"\" name=demo revision=0 user=mesh-system:anonymous/mesh-system:unauthenticated remote=10.0.0.9:1 dry_run=true"},
 		{"DELETE", "/meshes/demo", ``, "10.0.0.9:1", "action=delete outcome=deleted status=200"},
 		{"DELETE", "/meshes/demo", ``, "10.0.0.9:1", "action=delete outcome=refused status=404"},
 	} {
