@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"time"
 
 	"github.com/meridian-mesh/meridian/api/server"
@@ -26,6 +27,8 @@ type Config struct {
 	API         server.Config      `yaml:"apiServer"`
 	Diagnostics diagnostics.Config `yaml:"diagnostics"`
 	Multizone   Multizone          `yaml:"multizone"`
+	Metrics     Metrics            `yaml:"metrics"`
+	DNSServer   DNSServer          `yaml:"dnsServer"`
 	Defaults    Defaults           `yaml:"defaults"`
 }
 
@@ -64,6 +67,22 @@ type KDS struct {
 	Keepalive           time.Duration `yaml:"keepalive" env:"MERIDIAN_KDS_KEEPALIVE" doc:"idle time after which a connection is pinged, 1s or more"`
 }
 
+// Metrics is the section metrics: what is counted of the resources.
+type Metrics struct {
+	Mesh MeshMetrics `yaml:"mesh"`
+}
+
+// MeshMetrics is the section metrics.mesh: MeshInsights and ServiceInsights.
+type MeshMetrics struct {
+	MinResyncTimeout time.Duration `yaml:"minResyncTimeout" env:"MERIDIAN_METRICS_MESH_MIN_RESYNC_TIMEOUT" doc:"least time between two stored versions of insights of meshes and services, 100ms or more; the first change after a quiet time is stored at once"`
+}
+
+// DNSServer is the section dnsServer: how the meshes name services. ServiceInsights tell their addresses by it.
+type DNSServer struct {
+	Domain         string `yaml:"domain" env:"MERIDIAN_DNS_SERVER_DOMAIN" doc:"domain of the names under which meshes offer services"`
+	ServiceVIPPort int    `yaml:"serviceVipPort" env:"MERIDIAN_DNS_SERVER_SERVICE_VIP_PORT" doc:"port under which meshes offer services, 1-65535"`
+}
+
 // Defaults is the section defaults: what a new global makes.
 type Defaults struct {
 	SkipMeshCreation bool `yaml:"skipMeshCreation" env:"MERIDIAN_DEFAULTS_SKIP_MESH_CREATION" doc:"do not create the mesh default on the first start"`
@@ -90,6 +109,8 @@ func DefaultConfig() Config {
 			SubscriptionLimit:   10,
 			Keepalive:           15 * time.Second,
 		}}},
+		Metrics:   Metrics{Mesh: MeshMetrics{MinResyncTimeout: time.Second}},
+		DNSServer: DNSServer{Domain: "mesh", ServiceVIPPort: 80},
 	}
 }
 
@@ -120,6 +141,29 @@ func (c Config) Validate() []error {
 		default:
 			ports[p.port] = p.path
 		}
+	}
+	return errs
+}
+
+// Validate returns every problem of m, each starting with the field's name in the file.
+func (m MeshMetrics) Validate() []error {
+	if m.MinResyncTimeout < 100*time.Millisecond {
+		return []error{fmt.Errorf("minResyncTimeout: %s is less than 100ms", m.MinResyncTimeout)}
+	}
+	return nil
+}
+
+// domainName is one DNS label or several with dots between them.
+var domainName = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`)
+
+// Validate returns every problem of d, each starting with the field's name in the file.
+func (d DNSServer) Validate() []error {
+	var errs []error
+	if !domainName.MatchString(d.Domain) {
+		errs = append(errs, fmt.Errorf("domain: %q is not a domain name", d.Domain))
+	}
+	if d.ServiceVIPPort < 1 || d.ServiceVIPPort > 65535 {
+		errs = append(errs, fmt.Errorf("serviceVipPort: %d is not in 1-65535", d.ServiceVIPPort))
 	}
 	return errs
 }

@@ -36,6 +36,8 @@ func TestConfig(t *testing.T) {
 			c.API.MaxBodyBytes = 1
 			c.Diagnostics.Port = -1
 			c.Multizone.Global.KDS = global.KDS{BindAddress: "x", Port: 70000, TLSCertFile: "a", HealthCheckTimeout: -1, MaxMessageBytes: 1}
+			c.Metrics.Mesh.MinResyncTimeout = 0
+			c.DNSServer = global.DNSServer{Domain: "mesh.", ServiceVIPPort: 0}
 		}, []string{
 			"general.dataDir: must be set",
 			`log.level: "loud" is not debug, info, warn or error`,
@@ -53,6 +55,9 @@ func TestConfig(t *testing.T) {
 			"multizone.global.kds.zoneInsightInterval: 0s is not positive",
 			"multizone.global.kds.subscriptionLimit: 0 is less than 1",
 			"multizone.global.kds.keepalive: 0s is less than 1s",
+			"metrics.mesh.minResyncTimeout: 0s is less than 100ms",
+			`dnsServer.domain: "mesh." is not a domain name`,
+			"dnsServer.serviceVipPort: 0 is not in 1-65535",
 			`environment: "kubernetes" is not universal`,
 		}},
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/tlsconf"
 	"github.com/meridian-mesh/meridian/common/version"
+	"github.com/meridian-mesh/meridian/global/insights"
 	"github.com/meridian-mesh/meridian/global/kdsserver"
 	"github.com/meridian-mesh/meridian/global/zones"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -43,6 +44,7 @@ type Global struct {
 	log         *slog.Logger
 	store       *store.Store
 	zones       *zones.Table
+	insights    *insights.Insights
 	kds         *kdsserver.Server
 	kdsListener net.Listener
 	api         *server.Server
@@ -82,6 +84,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err erro
 	if err != nil {
 		return nil, err
 	}
+	g.insights = insights.New(insights.Options{
+		Store: g.store, Interval: cfg.Metrics.Mesh.MinResyncTimeout,
+		Domain: cfg.DNSServer.Domain, VIPPort: cfg.DNSServer.ServiceVIPPort,
+		Registerer: reg, Log: log.With("component", "insights"),
+	})
 	if err := g.listenKDS(ctx, clusterID, reg); err != nil {
 		return nil, err
 	}
@@ -179,7 +186,8 @@ func (g *Global) Run(ctx context.Context) error {
 	}
 	return component.Run(ctx,
 		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
-		component.Component{Name: "zones", Run: g.zones.Run}, // sessions and insights
+		component.Component{Name: "zones", Run: g.zones.Run},       // sessions and insights
+		component.Component{Name: "insights", Run: g.insights.Run}, // of meshes and services
 		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},
 		component.Component{Name: "api", Run: g.api.Run}, // operators' HTTP
 	)

@@ -54,3 +54,6 @@ func CheckZoneName(name string) error {
 func isLabelByte(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c == '-'
 }
+
+// ServiceInsightName is the name of the one ServiceInsight that is stored for a mesh, with all its services in it.
+func ServiceInsightName(mesh string) string { return "all-services-" + mesh }

@@ -16,10 +16,10 @@ import (
 
 const titleServices = "Could not paginate resources"
 
-// allServices is the name of the one ServiceInsight that is stored for a mesh. It holds all services of the mesh;
+// allServices is the key of the one ServiceInsight that is stored for a mesh. It holds all services of the mesh;
 // over HTTP each service is a resource of its own.
 func allServices(mesh string) store.Key {
-	return store.Key{Type: string(resource.ServiceInsight), Mesh: mesh, Name: "all-services-" + mesh}
+	return store.Key{Type: string(resource.ServiceInsight), Mesh: mesh, Name: resource.ServiceInsightName(mesh)}
 }
 
 // service is one item: a service of a stored insight.
