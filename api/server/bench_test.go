@@ -150,3 +150,10 @@ func BenchmarkPut(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkListFiltered is a page of a list whose names are looked at one by one.
+func BenchmarkListFiltered(b *testing.B) {
+	p := newPlane(b, resource.Global)
+	policies(b, p, 20_000)
+	b.Run("20000", func(b *testing.B) { benchmarkGet(b, p, "/traffic-permissions?name=tp-001") })
+}

@@ -136,7 +136,7 @@ func (v overview) list(w http.ResponseWriter, r *http.Request) error {
 	if v.zones == nil || v.insight.Name != resource.ZoneInsight { // those are overlaid by the live sessions
 		tag = v.listTag(snap, string(v.main.Name), string(v.insight.Name))
 	}
-	all := snap.List(string(v.main.Name), chi.URLParam(r, "mesh"))
+	all := named(snap.List(string(v.main.Name), chi.URLParam(r, "mesh")), query.Get(nameQuery))
 	var filterErr error
 	if v.main.Name == resource.Dataplane {
 		f, err := dataplaneFilterOf(query, v.titleMany)

@@ -5,7 +5,9 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/go-chi/chi/v5"
 	"google.golang.org/protobuf/proto"
@@ -127,18 +129,35 @@ func nextURL(r *http.Request, p paging) string {
 	return u.String()
 }
 
+// nameQuery is the query parameter that every list is filtered by: a part of the name, in the case as written.
+const nameQuery = "name"
+
+// named yields the records whose name contains part.
+func named(all iter.Seq[*store.Record], part string) iter.Seq[*store.Record] {
+	if part == "" {
+		return all
+	}
+	return func(yield func(*store.Record) bool) {
+		for rec := range all {
+			if strings.Contains(rec.Key.Name, part) && !yield(rec) {
+				return
+			}
+		}
+	}
+}
+
 // list serves GET of a collection.
 func (e endpoint) list(w http.ResponseWriter, r *http.Request) error {
 	if err := e.allow(userOf(r), e.d); err != nil {
 		return err
 	}
-	p, err := pagingOf(r.URL.Query(), titleList)
+	query := r.URL.Query()
+	p, err := pagingOf(query, titleList)
 	if err != nil {
 		return err
 	}
 	mesh := chi.URLParam(r, "mesh")
 	snap := e.store.Snapshot()
-	total := snap.Count(string(e.d.Name), mesh)
 	tag := ""
 	if !e.overlays() {
 		tag = e.listTag(snap, string(e.d.Name))
@@ -146,13 +165,21 @@ func (e endpoint) list(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
+	all := snap.List(string(e.d.Name), mesh)
+	total := 0
+	if part := query.Get(nameQuery); part == "" {
+		total = snap.Count(string(e.d.Name), mesh)
+	} else {
+		matches := slices.Collect(named(all, part))
+		all, total = slices.Values(matches), len(matches)
+	}
 
 	o := e.newReply(w, r)
 	o.tag = tag
 	defer o.release()
 	o.writeListHead(total)
 	empty := true
-	for rec := range page(p, snap.List(string(e.d.Name), mesh)) {
+	for rec := range page(p, all) {
 		item, err := e.item(rec)
 		if err != nil {
 			return o.fail(internal(titleList, err))

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/go-chi/chi/v5"
 
@@ -58,7 +59,8 @@ func (svc service) encode() []byte {
 
 // listServices serves the list of services, sorted by mesh and service. Items are null when there are none.
 func (e endpoint) listServices(w http.ResponseWriter, r *http.Request) error {
-	p, err := pagingOf(r.URL.Query(), titleServices)
+	query := r.URL.Query()
+	p, err := pagingOf(query, titleServices)
 	if err != nil {
 		return err
 	}
@@ -74,7 +76,9 @@ func (e endpoint) listServices(w http.ResponseWriter, r *http.Request) error {
 			return internal(titleServices, err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(byName)) {
-			all = append(all, service{rec, name, byName[name]})
+			if strings.Contains(name, query.Get(nameQuery)) {
+				all = append(all, service{rec, name, byName[name]})
+			}
 		}
 	}
 	if len(all) == 0 {
