@@ -24,6 +24,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/instance"
+	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/storage"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/tlsconf"
@@ -38,6 +39,9 @@ import (
 // the same time, a stop stays well below 10 s.
 const drainTimeout = 3 * time.Second
 
+// readyKeys is how many RSA keys wait for new meshes: one with a builtin authority takes two.
+const readyKeys = 2
+
 // Global is a global control plane with its listeners bound and its store open.
 type Global struct {
 	cfg         Config
@@ -47,6 +51,7 @@ type Global struct {
 	insights    *insights.Insights
 	kds         *kdsserver.Server
 	kdsListener net.Listener
+	keys        *rsakeys.Pool
 	api         *server.Server
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
@@ -72,6 +77,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err erro
 	if err != nil {
 		return nil, err
 	}
+	g.keys = rsakeys.NewPool(readyKeys)
 	clusterID, err := ensureDefaults(ctx, g.store, cfg.Defaults, log)
 	if err != nil {
 		return nil, err
@@ -140,7 +146,7 @@ func (g *Global) listenAPI(reg prometheus.Registerer) error {
 	a := &g.cfg.API
 	opts := server.Options{
 		Config: *a, Plane: resource.Global, Store: g.store, Zones: g.zones, EndZoneSession: g.zones.End,
-		InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
+		Keys: g.keys.Key, InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(g.cfg) },
 		Registerer:      reg, Log: g.log.With("component", "api"),
 	}
@@ -189,7 +195,8 @@ func (g *Global) Run(ctx context.Context) error {
 		component.Component{Name: "zones", Run: g.zones.Run},       // sessions and insights
 		component.Component{Name: "insights", Run: g.insights.Run}, // of meshes and services
 		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},
-		component.Component{Name: "api", Run: g.api.Run}, // operators' HTTP
+		component.Component{Name: "keys", Run: g.keys.Run}, // RSA keys ahead of the meshes that need them
+		component.Component{Name: "api", Run: g.api.Run},   // operators' HTTP
 	)
 }
 

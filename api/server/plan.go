@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -36,13 +37,18 @@ type draft struct {
 	now    time.Time
 	// pre is checked last, so that a write that cannot be done says why, whatever it was made conditional on.
 	pre preconditions
+	// material is what was made for the needs of earlier plans of this draft; nil: nothing.
+	material defaults.Material
 }
 
 // plan is what a write does to a state. Planning changes nothing, so the same function serves the first look at a
 // request, the commit, and whoever only wants to know.
 type plan struct {
-	ops     []store.Op // none when the outcome is outcomeUnchanged
+	// ops is the batch. When the outcome is outcomeUnchanged the resource itself is not in it, and as a rule nothing is.
+	ops     []store.Op
 	outcome string
+	// needs is key material that the draft must carry before ops is complete.
+	needs []defaults.Need
 	// record is the resource as it is stored then, the old one when nothing changes; nil for a deletion. Its Version is
 	// that of the state, which the commit replaces.
 	record *store.Record
@@ -80,19 +86,23 @@ func (e endpoint) planPut(v view, d draft) (plan, error) {
 	if err != nil {
 		return plan{}, internal(title, err)
 	}
+	extra, needs, err := e.belongings(v, d, spec, !exists)
+	if err != nil {
+		return plan{}, specProblem(title, err)
+	}
 	if d.pre.set() && !d.pre.hold(e.tagOf(old)) {
 		return plan{}, preconditionFailed(title)
 	}
 	if exists && bytes.Equal(old.Spec, spec) && maps.Equal(old.Labels, d.labels) {
-		return plan{outcome: outcomeUnchanged, record: old}, nil
+		return plan{outcome: outcomeUnchanged, record: old, ops: extra, needs: needs}, nil
 	}
 	rec := &store.Record{Key: d.key, Spec: spec, Labels: d.labels, Created: d.now, Modified: d.now}
-	p := plan{outcome: outcomeCreated, record: rec}
+	p := plan{outcome: outcomeCreated, record: rec, needs: needs}
 	if exists {
 		rec.Created, rec.Version, rec.CreateRevision = old.Created, old.Version, old.CreateRevision
 		p.outcome = outcomeUpdated
 	}
-	p.ops = []store.Op{store.Put(rec)}
+	p.ops = append([]store.Op{store.Put(rec)}, extra...)
 	return p, nil
 }
 

@@ -49,7 +49,8 @@ func TestAnEntityTagIsStoreAndVersion(t *testing.T) {
 		{"/meshes/demo/service-insights/web", tag("4")},
 		{"/meshes/other/service-insights/web", tag("0-2")},
 		{"/meshes", "W/" + tag("3")},
-		{"/traffic-routes", "W/" + tag("0")},
+		{"/traffic-routes", "W/" + tag("2")}, // the one that came with the other mesh
+		{"/traffic-logs", "W/" + tag("0")},
 		{"/dataplanes?size=1", "W/" + tag("4")},
 		{"/dataplanes+insights", "W/" + tag("4-5")},
 		{"/zones+insights", "W/" + tag("4-0")},
@@ -220,11 +221,12 @@ func TestADryRunAnswersLikeTheWriteAndStoresNothing(t *testing.T) {
 		t.Errorf("%s\n%s", diff, a.Body)
 	}
 
-	p.want(201, "PUT", "/meshes/demo/timeouts/t", bodyOf(t, lookup(t, "Timeout"), "demo", "t"))
-	p.seed(&store.Record{Key: store.Key{Type: syncToken, Mesh: "demo", Name: "x"}})
-	a = dry(200, "DELETE", "/meshes/demo?dryRun=true", "")
-	const want = "{\n \"total\": 2,\n \"items\": [\n  {\n   \"type\": \"Mesh\",\n   \"name\": \"demo\"\n  },\n" +
-		"  {\n   \"type\": \"Timeout\",\n   \"mesh\": \"demo\",\n   \"name\": \"t\"\n  }\n ],\n \"next\": null\n}\n"
+	p.seed(record(t, resource.Mesh, "", "bare", "", nil)) // without what comes with a mesh that is put
+	p.want(201, "PUT", "/meshes/bare/timeouts/t", bodyOf(t, lookup(t, "Timeout"), "bare", "t"))
+	p.seed(&store.Record{Key: store.Key{Type: syncToken, Mesh: "bare", Name: "x"}})
+	a = dry(200, "DELETE", "/meshes/bare?dryRun=true", "")
+	const want = "{\n \"total\": 2,\n \"items\": [\n  {\n   \"type\": \"Mesh\",\n   \"name\": \"bare\"\n  },\n" +
+		"  {\n   \"type\": \"Timeout\",\n   \"mesh\": \"bare\",\n   \"name\": \"t\"\n  }\n ],\n \"next\": null\n}\n"
 	if diff := cmp.Diff(want, a.Body); diff != "" {
 		t.Error(diff)
 	}

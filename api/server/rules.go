@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/defaults"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
@@ -18,12 +19,51 @@ const zoneTag = "kuma.io/zone"
 // zone's name. It has no row in the registry: it is no resource.
 const syncToken = "SyncToken"
 
-// admit returns the specification to store for one that was sent. On a zone, a Dataplane carries the zone's name on
-// every inbound or on its gateway, and an inbound with a probe starts as not ready, until the probe has spoken.
+// admit returns the specification to store for one that was sent. What it adds is part of the resource from then on:
+// putting back what was read changes nothing.
 func (e endpoint) admit(spec []byte, creating bool) ([]byte, error) {
-	if e.plane != resource.Zone || e.d.Name != resource.Dataplane {
+	switch {
+	case e.plane == resource.Global && e.d.Name == resource.Mesh:
+		return admitMesh(spec)
+	case e.plane == resource.Zone && e.d.Name == resource.Dataplane:
+		return e.admitDataplane(spec, creating)
+	default:
 		return spec, nil
 	}
+}
+
+func admitMesh(spec []byte) ([]byte, error) {
+	var mesh meshv1.Mesh
+	if err := proto.Unmarshal(spec, &mesh); err != nil {
+		return nil, fmt.Errorf("read the mesh: %w", err)
+	}
+	if !defaults.FillMesh(&mesh) {
+		return spec, nil
+	}
+	admitted, err := proto.MarshalOptions{Deterministic: true}.Marshal(&mesh)
+	if err != nil {
+		return nil, fmt.Errorf("encode the mesh: %w", err)
+	}
+	return admitted, nil
+}
+
+// belongings returns what is stored along with a resource and does not exist in the state v, and what must be made for
+// it first: a new mesh comes with its default policies and a key for tokens, any mesh with the authorities of its
+// builtin backends.
+func (e endpoint) belongings(v view, d draft, spec []byte, creating bool) ([]store.Op, []defaults.Need, error) {
+	if e.plane != resource.Global || e.d.Name != resource.Mesh {
+		return nil, nil, nil
+	}
+	var mesh meshv1.Mesh
+	if err := proto.Unmarshal(spec, &mesh); err != nil {
+		return nil, nil, fmt.Errorf("read the mesh: %w", err)
+	}
+	return defaults.MeshWrite{Name: d.key.Name, Spec: &mesh, Policies: creating, Key: creating, Now: d.now}.Ops(v, d.material)
+}
+
+// admitDataplane: a Dataplane carries the zone's name on every inbound or on its gateway, and an inbound with a probe
+// starts as not ready, until the probe has spoken.
+func (e endpoint) admitDataplane(spec []byte, creating bool) ([]byte, error) {
 	var dp meshv1.Dataplane
 	if err := proto.Unmarshal(spec, &dp); err != nil {
 		return nil, fmt.Errorf("read the dataplane: %w", err)
@@ -157,8 +197,8 @@ func (e endpoint) secretUnused(head *store.Snapshot, key store.Key) error {
 func backendUses(b *meshv1.CertificateAuthorityBackend, secret store.Key) bool {
 	switch b.GetType() {
 	case "builtin":
-		prefix := secret.Mesh + ".ca-builtin-"
-		return secret.Name == prefix+"cert-"+b.GetName() || secret.Name == prefix+"key-"+b.GetName()
+		cert, key := defaults.BuiltinSecrets(secret.Mesh, b.GetName())
+		return secret.Name == cert || secret.Name == key
 	case "provided":
 		for _, part := range [...]string{"cert", "key"} {
 			source := b.GetConf().GetFields()[part].GetStructValue()

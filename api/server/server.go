@@ -16,8 +16,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meridian-mesh/meridian/api/defaults"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
@@ -55,6 +57,9 @@ type Options struct {
 	// EndZoneSession, where set, is called before a zone that is online is deleted (possible with UnsafeDelete only),
 	// so that the session cannot write after the deletion. Its error ends the request.
 	EndZoneSession func(ctx context.Context, zone string) error
+
+	// Keys makes the keys that come with a new mesh; nil: they are made when they are needed, which a PUT waits for.
+	Keys defaults.Source
 
 	// InstanceID, Hostname and Version are shown at "/"; APIVersion there is the API generation that kumactl checks,
 	// "2.0.8" when empty.
@@ -109,6 +114,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.HTTPSPort >= 0 && o.TLS == nil {
 		return nil, errors.New("api server: HTTPS is on but there is no TLS configuration")
+	}
+	if o.Keys == nil {
+		o.Keys = rsakeys.NewPool(0).Key
 	}
 	origins, err := compileOrigins(o.CORSAllowedDomains)
 	if err != nil {

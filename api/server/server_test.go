@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -19,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -55,7 +57,7 @@ func newPlane(t testing.TB, p resource.Plane, changes ...func(*Options)) *plane 
 	})
 	o := Options{
 		Config: Default(), Plane: p, Store: st, InstanceID: "host-1234", Hostname: "host", Version: "0.1.0",
-		Log: slog.New(slog.DiscardHandler),
+		Keys: sameKey, Log: slog.New(slog.DiscardHandler),
 	}
 	o.BindAddress, o.HTTPPort, o.HTTPSPort = "127.0.0.1", 0, -1
 	if p == resource.Zone {
@@ -130,6 +132,17 @@ func (p *plane) seed(records ...*store.Record) {
 		p.t.Fatal(err)
 	}
 }
+
+// sameKey is a source of keys for tests that do not look at them, nor wait for them.
+func sameKey(context.Context, int) (*rsa.PrivateKey, error) { return theKey(), nil }
+
+var theKey = sync.OnceValue(func() *rsa.PrivateKey {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err)
+	}
+	return key
+})
 
 // record builds a record; spec may be nil.
 func record(t testing.TB, typ resource.Type, mesh, name, origin string, spec proto.Message) *store.Record {

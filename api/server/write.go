@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -126,13 +127,15 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written
 	if opts.dryRun {
 		return e.wouldBe(p, a)
 	}
-	// p is written by the update's function, which may still run when Update returned early with the context's error:
+	d.material = defaults.Material{}
+	needs := p.needs
+	// p is written by the update's function, which may still run when Commit returned early with the context's error:
 	// read only after success.
 	p = plan{}
-	rev, err := e.store.Update(r.Context(), func(head *store.Snapshot) ([]store.Op, error) {
+	rev, err := defaults.Commit(r.Context(), e.store, e.opts.Keys, d.material, needs, func(head *store.Snapshot) ([]store.Op, []defaults.Need, error) {
 		var err error
 		p, err = e.planPut(head, d)
-		return p.ops, err
+		return p.ops, p.needs, err
 	})
 	if err != nil {
 		return written{}, storeProblem(title, err)
@@ -268,15 +271,20 @@ func (e endpoint) document(w http.ResponseWriter, r *http.Request, mediaType str
 	if errors.Is(err, codec.ErrMediaType) {
 		return nil, errMediaType
 	}
+	return nil, specProblem(titleProcess, err)
+}
+
+// specProblem answers what is wrong with a body field by field, or that this side failed.
+func specProblem(title string, err error) error {
 	violations, ok := errors.AsType[*codec.Error](err)
 	if !ok {
-		return nil, internal(titleProcess, err)
+		return internal(title, err)
 	}
 	causes := make([]cause, len(violations.Violations))
 	for i, v := range violations.Violations {
 		causes[i] = cause{v.Field, v.Message}
 	}
-	return nil, invalid(titleProcess, causes...)
+	return invalid(title, causes...)
 }
 
 // metaViolations compares what the body says about itself with the path.

@@ -24,6 +24,7 @@ package tokens
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
@@ -94,10 +95,15 @@ func Revocations(kind Kind, mesh string) store.Key {
 	return kind.secret(mesh, kinds[kind].revocations)
 }
 
+// View is a state to look for keys in, such as a [store.Snapshot].
+type View interface {
+	List(typ, mesh string) iter.Seq[*store.Record]
+}
+
 // HasSigningKey reports whether there is any secret whose name begins like that of a signing key of the kind.
-func HasSigningKey(snap *store.Snapshot, kind Kind, mesh string) bool {
+func HasSigningKey(v View, kind Kind, mesh string) bool {
 	prefix := SigningKey(kind, mesh, 0)
-	for rec := range snap.List(prefix.Type, prefix.Mesh) {
+	for rec := range v.List(prefix.Type, prefix.Mesh) {
 		if strings.HasPrefix(rec.Key.Name, prefix.Name) {
 			return true
 		}
