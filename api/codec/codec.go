@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -31,6 +32,8 @@ type Document struct {
 	Type, Mesh, Name string
 	// Labels is nil when there are none.
 	Labels map[string]string
+	// Created and Modified are zero when the document does not say, and always after Decode, which ignores them.
+	Created, Modified time.Time
 	// Spec is the specification as stores and peers keep it: deterministic protobuf, or compact JSON as it was sent.
 	Spec []byte
 	// Unknown are the paths of fields that the schema does not have, in the order of the body. Their values are not

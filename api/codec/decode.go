@@ -32,6 +32,18 @@ const maxReported = 100
 // by its JSON name or by its name in the schema, an enum value by name or number; null stands for absence;
 // creationTime and modificationTime are ignored.
 func Decode(d *resource.Descriptor, mediaType string, content []byte) (*Document, error) {
+	b, err := parse(mediaType, content)
+	if err != nil {
+		return nil, err
+	}
+	doc := &Document{}
+	if err := b.decode(d, doc, false); err != nil {
+		return nil, err
+	}
+	return doc, nil
+}
+
+func parse(mediaType string, content []byte) (*body, error) {
 	format, _, err := mime.ParseMediaType(mediaType)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %q", ErrMediaType, mediaType)
@@ -48,20 +60,22 @@ func Decode(d *resource.Descriptor, mediaType string, content []byte) (*Document
 	if len(strings.TrimSpace(string(content))) == 0 {
 		return nil, errEmpty()
 	}
-	b, err := parse(string(content))
-	if err != nil {
-		return nil, err
-	}
-	w := walker{body: b}
+	return parse(string(content))
+}
+
+// decode reads b as a resource of type d into doc, which is not to be used when there is an error; times says whether
+// creationTime and modificationTime matter.
+func (b *body) decode(d *resource.Descriptor, doc *Document, times bool) error {
+	w := walker{body: b, times: times}
 	if b.repeats {
 		w.repeats(&b.root, nil)
 	}
-	doc := w.document(d, &b.root)
+	w.document(d, &b.root, doc)
 	if len(w.violations) > 0 {
-		return nil, &Error{Violations: w.violations}
+		return &Error{Violations: w.violations}
 	}
 	doc.Unknown = w.unknown
-	return doc, nil
+	return nil
 }
 
 func errEmpty() error { return &Error{Violations: []Violation{{Message: "the body is empty"}}} }
@@ -69,6 +83,7 @@ func errEmpty() error { return &Error{Violations: []Violation{{Message: "the bod
 // walker reads a parsed body and collects what is wrong with it.
 type walker struct {
 	body       *body
+	times      bool // creationTime and modificationTime are read
 	violations []Violation
 	unknown    []string
 }
@@ -115,10 +130,9 @@ func (w *walker) repeats(n *node, at *path) {
 	}
 }
 
-func (w *walker) document(d *resource.Descriptor, root *node) *Document {
-	doc := &Document{}
+func (w *walker) document(d *resource.Descriptor, root *node, doc *Document) {
 	if !w.want(kindObject, root, nil) {
-		return doc
+		return
 	}
 	var (
 		at       *path
@@ -129,8 +143,12 @@ func (w *walker) document(d *resource.Descriptor, root *node) *Document {
 		n := &root.children[i]
 		switch where := at.field(n.name); {
 		case n.repeated:
-		case n.name == "creationTime", n.name == "modificationTime":
+		case n.name == "creationTime":
+			w.instant(&doc.Created, n, where)
+		case n.name == "modificationTime":
+			w.instant(&doc.Modified, n, where)
 		case n.name == "mesh" && d.Scope == resource.ScopeGlobal:
+			doc.Mesh = ""
 		case n.name == "type":
 			w.text(&doc.Type, n, where)
 		case n.name == "mesh":
@@ -149,19 +167,28 @@ func (w *walker) document(d *resource.Descriptor, root *node) *Document {
 	}
 	if d.IsJSON() {
 		doc.Spec = w.jsonSpec(d, jsonSpec)
-		return doc
+		return
 	}
 	m := d.NewSpec()
 	w.members(m.ProtoReflect(), spec, nil)
 	if len(w.violations) > 0 {
-		return doc
+		return
 	}
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
 		w.fail(nil, "cannot be encoded: "+err.Error())
 	}
 	doc.Spec = encoded
-	return doc
+}
+
+// instant reads when something happened. The zero time is written as 1970-01-01T00:00:00Z.
+func (w *walker) instant(dst *time.Time, n *node, at *path) {
+	if !w.times || n.kind == kindNull {
+		return
+	}
+	if seconds, nanos, ok := w.timestamp(n, at); ok && (seconds != 0 || nanos != 0) {
+		*dst = time.Unix(seconds, int64(nanos)).UTC()
+	}
 }
 
 func (w *walker) jsonSpec(d *resource.Descriptor, n *node) []byte {

@@ -56,6 +56,17 @@ func FuzzDecode(f *testing.F) {
 		if !json.Valid(out) {
 			t.Fatalf("not JSON: %s", out)
 		}
+		document, err := codec.EncodeYAML(d, rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same, err := codec.Decode(d, "application/yaml", document)
+		if err != nil || !d.IsJSON() && !bytes.Equal(same.Spec, doc.Spec) {
+			t.Fatalf("%s\nbecame\n%s\nwhich reads as %+v, %v", out, document, same, err)
+		}
+		if again, err := codec.EncodeYAML(d, record(d, same)); err != nil || !bytes.Equal(again, document) {
+			t.Fatalf("%s\nbecame, read back,\n%s, %v", document, again, err)
+		}
 		item, err := codec.EncodeItem(d, rec)
 		if err != nil || !bytes.Equal(codec.Single(item), out) {
 			t.Fatalf("Single(EncodeItem) differs from Encode: %v", err)
