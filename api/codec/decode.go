@@ -206,7 +206,7 @@ func (w *walker) jsonSpec(d *resource.Descriptor, n *node) []byte {
 
 func (w *walker) text(dst *string, n *node, at *path) {
 	if n.kind != kindNull && w.want(kindString, n, at) {
-		*dst = n.text
+		*dst = strings.Clone(n.text) // the rest of the body must not stay in memory because of a name
 	}
 }
 
@@ -217,7 +217,7 @@ func (w *walker) labels(n *node, at *path) map[string]string {
 	labels := make(map[string]string, len(n.children))
 	for i := range n.children {
 		if child := &n.children[i]; w.want(kindString, child, at.entry(child.name)) {
-			labels[child.name] = child.text
+			labels[strings.Clone(child.name)] = strings.Clone(child.text)
 		}
 	}
 	return labels

@@ -1,15 +1,21 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/store/bolt"
 )
 
 // sink is a response that is thrown away.
@@ -116,17 +122,142 @@ func BenchmarkListPageOverTCP(b *testing.B) {
 	}
 }
 
+// onDisk gives a plane a store that survives.
+func onDisk(b *testing.B) func(*Options) {
+	b.Helper()
+	return func(o *Options) {
+		backend, err := bolt.Open(filepath.Join(b.TempDir(), "store.db"), bolt.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		st, err := store.Open(b.Context(), backend, store.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() {
+			if err := st.Close(); err != nil {
+				b.Error(err)
+			}
+		})
+		o.Store = st
+	}
+}
+
+// BenchmarkImport10000 is a whole import as its client sees it, socket and disk included: 10,000 new policies, and the
+// same with every one changed. others-ms is the longest that a PUT of somebody else took meanwhile.
+func BenchmarkImport10000(b *testing.B) {
+	const n = 10_000
+	for _, form := range []string{"yaml", "json"} {
+		b.Run(form, func(b *testing.B) {
+			bodies := [2]string{importBody(form, n, 1), importBody(form, n, 2)}
+			b.SetBytes(int64(len(bodies[0])))
+			p := newPlane(b, resource.Global, onDisk(b))
+			ts := httptest.NewServer(p.srv.Handler())
+			defer ts.Close()
+			send := func(method, path, contentType, body string) {
+				r, err := http.NewRequestWithContext(b.Context(), method, ts.URL+path, strings.NewReader(body))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				r.Header.Set("Content-Type", contentType)
+				res, err := ts.Client().Do(r)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				answer, _ := io.ReadAll(res.Body)
+				_ = res.Body.Close()
+				if res.StatusCode >= 300 {
+					b.Errorf("%s %s: %d %s", method, path, res.StatusCode, answer)
+				}
+			}
+			var slowest time.Duration
+			i := 0
+			for b.Loop() {
+				ctx, stop := context.WithCancel(b.Context())
+				var others sync.WaitGroup
+				others.Go(func() {
+					for j := 0; ctx.Err() == nil; j++ {
+						began := time.Now()
+						send(http.MethodPut, "/zones/other", "application/json", fmt.Sprintf(`{"type":"Zone","name":"other","enabled":%t}`, j%2 == 0))
+						slowest = max(slowest, time.Since(began))
+					}
+				})
+				send(http.MethodPost, "/import", "application/"+form, bodies[i%2])
+				stop()
+				others.Wait()
+				i++
+			}
+			b.ReportMetric(float64(slowest.Microseconds())/1000, "others-ms")
+			if got := p.store.Snapshot().Count("TrafficPermission", "demo"); got != n {
+				b.Fatalf("%d policies were imported", got)
+			}
+		})
+	}
+}
+
+// importBody holds a mesh and n policies.
+func importBody(form string, n, version int) string {
+	var body strings.Builder
+	if form == "json" {
+		body.WriteString(`{"type":"Mesh","name":"demo"}`)
+	} else {
+		body.WriteString("type: Mesh\nname: demo\n")
+	}
+	for i := range n {
+		if form == "json" {
+			fmt.Fprintf(&body, `{"type":"TrafficPermission","name":"tp-%05d","mesh":"demo",
+				"sources":[{"match":{"kuma.io/service":"web","kuma.io/zone":"east"}}],
+				"destinations":[{"match":{"kuma.io/service":"backend","version":"%d"}}]}`, i, version)
+			continue
+		}
+		fmt.Fprintf(&body, `---
+type: TrafficPermission
+mesh: demo
+name: tp-%05d
+creationTime: "2024-05-01T10:00:00Z"
+modificationTime: "2024-05-01T11:00:00Z"
+sources:
+- match:
+    kuma.io/service: web
+    kuma.io/zone: east
+destinations:
+- match:
+    kuma.io/service: backend
+    version: "%d"
+`, i, version)
+	}
+	return body.String()
+}
+
+// BenchmarkExport10000 is the whole export of as many policies, without a socket.
+func BenchmarkExport10000(b *testing.B) {
+	p := newPlane(b, resource.Global)
+	policies(b, p, 10_000)
+	benchmarkGet(b, p, "/export")
+}
+
 func BenchmarkPut(b *testing.B) {
 	const body = `{"type":"TrafficPermission","name":"x","mesh":"demo",
 		"sources":[{"match":{"kuma.io/service":"web","kuma.io/zone":"east"}}],
 		"destinations":[{"match":{"kuma.io/service":"backend","version":"%d"}}]}`
 	for _, tc := range []struct {
-		name                  string
-		changing, conditional bool
-	}{{"changing", true, false}, {"unchanged", false, false}, {"if-match", true, true}} {
+		name                        string
+		disk, changing, conditional bool
+	}{
+		{"memory/changing", false, true, false},
+		{"memory/unchanged", false, false, false},
+		{"memory/if-match", false, true, true},
+		{"bolt/changing", true, true, false},
+	} {
 		b.Run(tc.name, func(b *testing.B) {
-			p := newPlane(b, resource.Global)
-			policies(b, p, 1000)
+			var options []func(*Options)
+			if tc.disk {
+				options = append(options, onDisk(b))
+			}
+			p := newPlane(b, resource.Global, options...)
+			p.imports("", importBody("yaml", 1000, 1))
 			h := p.srv.Handler()
 			w := &sink{header: http.Header{}}
 			b.ReportAllocs()

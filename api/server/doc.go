@@ -19,6 +19,8 @@
 //	services.go   ServiceInsight, stored per mesh and shown per service
 //	write.go      PUT and DELETE
 //	plan.go       what a write does to a state, without doing it
+//	export.go     everything a plane owns, as one stream
+//	import.go     such a stream, stored as one batch
 //	rules.go      what single types ask of a write: cascades, refusals, tags a zone adds
 //	status.go     /, /config, /policies, /versions, /status/zones, /global-insights
 //	render.go     JSON of a record, made once per version

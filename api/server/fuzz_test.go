@@ -80,6 +80,49 @@ func FuzzPut(f *testing.F) {
 	})
 }
 
+// FuzzImport sends any body to both planes. None may be answered 5xx; one that is accepted is accepted again, without
+// effect, and so is the export of what it made.
+func FuzzImport(f *testing.F) {
+	f.Add(false, "type: Mesh\nname: x\n---\ntype: Retry\nmesh: x\nname: r\ncreationTime: 2024-01-01T00:00:00Z\n")
+	f.Add(false, "--- {type: Zone, name: z}\n--- |\n text\n...\n# end")
+	f.Add(true, `[{"type":"Mesh","name":"x"},{"items":[]}] {"items":[{"type":"Secret","mesh":"x","name":"s","data":"YQ=="}]}`)
+	f.Add(true, `{"type":"Dataplane","mesh":"demo","name":"d","networking":{"address":"1.1.1.1","inbound":[{"port":1,"tags":{"kuma.io/service":"a"}}]}}`)
+	planes := []*plane{fuzzPlane(f, resource.Global), fuzzPlane(f, resource.Zone)}
+	f.Fuzz(func(t *testing.T, inJSON bool, body string) {
+		contentType := "Content-Type: application/yaml"
+		if inJSON {
+			contentType = "Content-Type: application/json"
+		}
+		for _, shared := range planes {
+			p := &plane{t: t, srv: shared.srv, store: shared.store}
+			a := p.do(http.MethodPost, "/import", body, "-Content-Type", contentType)
+			if a.Status >= 500 {
+				t.Fatalf("answered %d %s", a.Status, a.Body)
+			}
+			if a.Status != 200 {
+				continue
+			}
+			rev := p.store.Snapshot().Revision()
+			if a := p.do(http.MethodPost, "/import", body, "-Content-Type", contentType); a.Status != 200 {
+				t.Fatalf("the second time, it is answered %d %s", a.Status, a.Body)
+			}
+			if now := p.store.Snapshot().Revision(); now != rev {
+				t.Fatal("the second time, it changed something")
+			}
+			// The first time, escapes in plain JSON become the characters they stand for.
+			for range 2 {
+				rev = p.store.Snapshot().Revision()
+				if a := p.do(http.MethodPost, "/import", p.exportOf(""), "-Content-Type", "Content-Type: application/yaml"); a.Status != 200 {
+					t.Fatalf("its export is answered %d %s", a.Status, a.Body)
+				}
+			}
+			if now := p.store.Snapshot().Revision(); now != rev {
+				t.Fatal("importing the export changed something")
+			}
+		}
+	})
+}
+
 // FuzzRequest sends any method, path, query and headers. Whatever it is, it is no fault of the server's.
 func FuzzRequest(f *testing.F) {
 	f.Add("GET", "/meshes/demo/retries", "size=1&offset=1", "*/*", "gzip")

@@ -16,12 +16,13 @@ const (
 	streamBytes = 1 << 20
 )
 
-// reply collects the JSON body of a 200 answer in a pooled buffer.
+// reply collects the body of a 200 answer in a pooled buffer.
 type reply struct {
 	s *Server
 	w http.ResponseWriter
 	r *http.Request
 
+	contentType string
 	// tag is the entity tag of the body, "" when it has none. A strong one says that the bytes are the same each time,
 	// so such a body is never compressed: the compressed one would be another, and clients send back what they saw.
 	tag string
@@ -33,13 +34,13 @@ type reply struct {
 	length int          // of what flush dropped for HEAD
 }
 
-// newReply starts a body. release must be called in any case; send only when the body is whole.
+// newReply starts a body of JSON. release must be called in any case; send only when the body is whole.
 func (s *Server) newReply(w http.ResponseWriter, r *http.Request) *reply {
 	buf, ok := s.buffers.Get().(*bytes.Buffer)
 	if !ok {
 		buf = new(bytes.Buffer)
 	}
-	return &reply{s: s, w: w, r: r, buf: buf}
+	return &reply{s: s, w: w, r: r, contentType: "application/json", buf: buf}
 }
 
 func (o *reply) write(p []byte) {
@@ -59,7 +60,7 @@ func (o *reply) writeInt(n int) {
 func (o *reply) begin(whole bool) {
 	o.begun = true
 	h := o.w.Header()
-	h.Set("Content-Type", "application/json")
+	h.Set("Content-Type", o.contentType)
 	h.Set("X-Content-Type-Options", "nosniff")
 	strong := strings.HasPrefix(o.tag, `"`)
 	if o.tag != "" {

@@ -78,6 +78,11 @@ func (s *Server) routes() http.Handler {
 	get("/versions", s.getVersions)
 	get("/status/zones", s.getZonesStatus)
 	get("/global-insights", s.getGlobalInsights)
+
+	export := s.handle(s.export)
+	mux.Get("/export", export)
+	mux.Head("/export", export)
+	mux.Post("/import", s.importResources)
 	return mux
 }
 
@@ -105,7 +110,7 @@ func producesJSON(h handlerFunc) handlerFunc {
 func methodNotAllowed(r *http.Request) error {
 	rctx := chi.RouteContext(r.Context())
 	var allowed []string
-	for _, m := range [...]string{http.MethodPut, http.MethodDelete, http.MethodGet, http.MethodHead} {
+	for _, m := range [...]string{http.MethodPut, http.MethodPost, http.MethodDelete, http.MethodGet, http.MethodHead} {
 		if rctx.Routes.Match(chi.NewRouteContext(), m, rctx.RoutePath) {
 			allowed = append(allowed, m)
 		}
@@ -119,17 +124,20 @@ func methodNotAllowed(r *http.Request) error {
 	}
 }
 
-// acceptsJSON reports whether Accept is missing or leaves room for application/json.
-func acceptsJSON(r *http.Request) bool {
+func acceptsJSON(r *http.Request) bool { return accepts(r, "application/json") }
+
+// accepts reports whether Accept is missing or leaves room for a media type.
+func accepts(r *http.Request, mediaType string) bool {
 	values := r.Header["Accept"]
 	if len(values) == 0 {
 		return true
 	}
 	// The most specific range decides, so that "application/json;q=0, */*" excludes JSON.
+	ranges := []string{"*/*", mediaType[:strings.IndexByte(mediaType, '/')] + "/*", mediaType}
 	best, accepted := -1, false
 	for element := range elements(values) {
 		mediaRange, q := quality(element)
-		specificity := slices.Index([]string{"*/*", "application/*", "application/json"}, mediaRange)
+		specificity := slices.Index(ranges, mediaRange)
 		if mediaRange == "" {
 			specificity = 0 // an empty header restricts nothing
 		}

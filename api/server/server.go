@@ -94,8 +94,10 @@ type Server struct {
 
 	// Safe for concurrent use.
 	renders *renders
-	buffers sync.Pool // of *bytes.Buffer
-	gzips   sync.Pool // of *gzip.Writer
+	// importing holds a token while an import is on its way: one at a time, so that memory for one is enough.
+	importing chan struct{}
+	buffers   sync.Pool // of *bytes.Buffer
+	gzips     sync.Pool // of *gzip.Writer
 }
 
 // listener is one bound address; ln is nil when it is switched off.
@@ -130,6 +132,8 @@ func New(o Options) (*Server, error) {
 		log:     o.Log.With("component", "api"),
 		origins: origins,
 		renders: newRenders(o.RenderCacheBytes),
+
+		importing: make(chan struct{}, 1),
 	}
 	if s.policies, err = s.policiesBody(); err != nil {
 		return nil, fmt.Errorf("api server: %w", err)

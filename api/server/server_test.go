@@ -75,7 +75,7 @@ func newPlane(t testing.TB, p resource.Plane, changes ...func(*Options)) *plane 
 			t.Error(err)
 		}
 	})
-	return &plane{t: t, srv: srv, store: st}
+	return &plane{t: t, srv: srv, store: o.Store}
 }
 
 // answer is what a request got.
@@ -423,7 +423,7 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		fields = append(fields, field)
 	}
 	want := []string{
-		"httpPort", "httpsPort", "tlsCertFile, tlsKeyFile", "maxBodyBytes", "renderCacheBytes",
+		"httpPort", "httpsPort", "tlsCertFile, tlsKeyFile", "maxBodyBytes", "importMaxBytes", "renderCacheBytes",
 		"readTimeout", "writeTimeout", "idleTimeout", "shutdownTimeout", "corsAllowedDomains[1]",
 	}
 	if diff := cmp.Diff(want, fields); diff != "" {
