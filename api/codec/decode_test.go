@@ -281,9 +281,9 @@ func TestAcceptedForms(t *testing.T) {
 			&meshv1.TrafficLog{Conf: &meshv1.TrafficLog_Conf{Backend: "\"\\/\b\f\n\r\té😀"}}, nil,
 		},
 		"unknown fields are listed by path": {
-			"HealthCheck", `{"later":{"a":1},"conf":{"http":{"path":"/","useHttp1":true},"a b":1}}`,
+			"HealthCheck", `{"later":{"a":1},"conf":{"http":{"path":"/","useHttp9":true},"a b":1}}`,
 			&meshv1.HealthCheck{Conf: &meshv1.HealthCheck_Conf{Http: &meshv1.HealthCheck_Conf_Http{Path: "/"}}},
-			[]string{"later", "conf.http.useHttp1", `conf["a b"]`},
+			[]string{"later", "conf.http.useHttp9", `conf["a b"]`},
 		},
 		"the older form of a dataplane is kept": {
 			"Dataplane", `{"networking":{"inbound":[{"port":1,"tags":{"service":"a"}}],"outbound":[{"port":2,"service":"b"}]}}`,
