@@ -37,7 +37,9 @@ func TestInspectionShowsThatNothingIsAttached(t *testing.T) {
 		sidecar = "{\n \"kind\": \"SidecarDataplane\",\n \"total\": 0,\n \"items\": []\n}\n"
 		gateway = "{\n \"kind\": \"MeshGatewayDataplane\",\n \"gateway\": {\n  \"mesh\": \"demo\",\n  \"name\": \"\"\n },\n \"listeners\": []\n}\n"
 	)
-	missing := func(title string) string { return "{\n \"title\": \"" + title + "\",\n \"details\": \"Not found\"\n}\n" }
+	missing := func(title string) string {
+		return "{\n \"title\": \"" + title + "\",\n \"details\": \"Not found\"\n}\n"
+	}
 	for _, pl := range [...]resource.Plane{resource.Global, resource.Zone} {
 		p := inspectPlane(t, pl)
 		for _, tc := range []struct {

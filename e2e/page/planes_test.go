@@ -1,0 +1,218 @@
+package page
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/storage"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/global"
+	"github.com/meridian-mesh/meridian/zone"
+)
+
+func TestMain(m *testing.M) {
+	// The render cache keeps its timer goroutine until it is collected.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/maypok86/otter/v2.(*cache[...]).periodicCleanUp"))
+}
+
+// zoneName is the zone of the tests. The zones that the page puts and deletes have other names.
+const zoneName = "zone-1"
+
+// plane is a control plane that runs in this process and is asked over its socket. It can be stopped and started
+// again on the same data.
+type plane struct {
+	kind   resource.Plane
+	port   int
+	dir    string
+	client *http.Client
+	run    func(ctx context.Context) error // runs until ctx ends
+	stop   func()
+}
+
+// component is what both planes are.
+type component interface {
+	Run(ctx context.Context) error
+	Close() error
+}
+
+// start starts the plane.
+func (p *plane) start(t *testing.T, build func() (component, error)) {
+	t.Helper()
+	c, err := build()
+	if err != nil {
+		t.Fatalf("start the %s: %v", p.kind, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			t.Errorf("the %s failed: %v", p.kind, err)
+		}
+	})
+	p.stop = sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+		if err := c.Close(); err != nil {
+			t.Errorf("close the %s: %v", p.kind, err)
+		}
+	})
+}
+
+// planes are a global and a zone of it.
+type planes struct {
+	global, zone *plane
+	zoneConfig   zone.Config
+	log          *slog.Logger
+}
+
+// newPlanes starts a global and its zone; they end with the test.
+func newPlanes(t *testing.T) *planes {
+	t.Helper()
+	level := slog.LevelError + 1
+	if os.Getenv("MERIDIAN_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	// Idle connections would keep goroutines.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	ps := &planes{
+		global: &plane{kind: resource.Global, dir: t.TempDir(), port: freePort(t), client: client},
+		zone:   &plane{kind: resource.Zone, dir: t.TempDir(), port: freePort(t), client: client},
+		log:    slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})),
+	}
+	g := global.DefaultConfig()
+	g.General.DataDir = ps.global.dir
+	g.API.BindAddress, g.API.HTTPPort, g.API.HTTPSPort = "127.0.0.1", ps.global.port, -1
+	g.Diagnostics.BindAddress, g.Diagnostics.Port = "127.0.0.1", 0
+	g.Multizone.Global.KDS.BindAddress, g.Multizone.Global.KDS.Port = "127.0.0.1", freePort(t)
+	ps.global.start(t, func() (component, error) { return global.New(t.Context(), g, ps.log.With("plane", "global")) })
+	t.Cleanup(ps.global.stop)
+
+	z := zone.DefaultConfig()
+	z.General.DataDir = ps.zone.dir
+	z.API.BindAddress, z.API.HTTPPort, z.API.HTTPSPort = "127.0.0.1", ps.zone.port, -1
+	z.Diagnostics.BindAddress, z.Diagnostics.Port = "127.0.0.1", 0
+	z.Multizone.Zone.Name = zoneName
+	z.Multizone.Zone.GlobalAddress = fmt.Sprintf("grpcs://127.0.0.1:%d", g.Multizone.Global.KDS.Port)
+	z.Multizone.Zone.KDS.CAFile = filepath.Join(ps.global.dir, "trust", "kds-ca.crt")
+	z.Multizone.Zone.KDS.ReconnectBase = 10 * time.Millisecond
+	ps.zoneConfig = z
+	ps.startZone(t)
+	t.Cleanup(func() { ps.zone.stop() })
+	return ps
+}
+
+func (ps *planes) startZone(t *testing.T) {
+	t.Helper()
+	ps.zone.start(t, func() (component, error) { return zone.New(t.Context(), ps.zoneConfig, ps.log.With("plane", "zone")) })
+}
+
+// seedZone puts records into the zone's store, as its proxies would, while the zone is stopped; it runs again after.
+func (ps *planes) seedZone(t *testing.T, records []*store.Record) {
+	t.Helper()
+	ps.zone.stop()
+	st, err := storage.Open(t.Context(), ps.zoneConfig.Store, ps.zone.dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = st.Update(t.Context(), func(*store.Snapshot) ([]store.Op, error) {
+		ops := make([]store.Op, len(records))
+		for i, r := range records {
+			ops[i] = store.Put(r)
+		}
+		return ops, nil
+	})
+	if err := errors.Join(err, st.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ps.startZone(t)
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// answer is what a call got.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// value parses the body of an answer as JSON.
+func (a answer) value(t *testing.T) any {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal(a.body, &v); err != nil {
+		t.Fatalf("%v in %s", err, a.body)
+	}
+	return v
+}
+
+// call makes a request over the socket, as a program on this host does.
+func (p *plane) call(t *testing.T, method, path, body string, headers ...[2]string) answer {
+	t.Helper()
+	a, err := p.try(method, path, body, headers...)
+	if err != nil {
+		t.Fatalf("%s: %s %s: %v", p.kind, method, path, err)
+	}
+	return a
+}
+
+func (p *plane) try(method, path, body string, headers ...[2]string) (answer, error) {
+	req, err := http.NewRequestWithContext(context.Background(), method, fmt.Sprintf("http://localhost:%d%s", p.port, path), strings.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
+	for _, h := range headers {
+		req.Header.Set(h[0], h[1])
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	var b bytes.Buffer
+	if _, err := io.Copy(&b, resp.Body); err != nil {
+		return answer{}, err
+	}
+	return answer{resp.StatusCode, resp.Header, b.Bytes()}, nil
+}
+
+// eventually repeats what waits for the other plane until it says "".
+func eventually(t *testing.T, what string, f func() string) bool {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		complaint := f()
+		if complaint == "" {
+			return true
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("%s: %s", what, complaint)
+			return false
+		}
+		time.Sleep(10 * time.Millisecond) // another plane is awaited over a socket, which gives no sign
+	}
+}
