@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -59,6 +60,7 @@ type importAnswer struct {
 type importPlan struct {
 	at     store.Revision // of the state
 	ops    []store.Op
+	needs  []defaults.Need // key material without which ops is not complete
 	counts importAnswer
 }
 
@@ -140,28 +142,27 @@ func (s *Server) doImport(w http.ResponseWriter, r *http.Request) (importAnswer,
 }
 
 // commitImport stores what p planned. Planning takes a while and everybody else waits for the committer, so it is done
-// there only if the state has changed meanwhile.
+// there only if the state has changed meanwhile, or keys had to be made.
 func (s *Server) commitImport(ctx context.Context, all []imported, p importPlan) (importAnswer, error) {
-	committed := make(chan importPlan, 1) // the function may outlive this call, and may run again
-	rev, err := s.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		p := p
-		if head.Revision() != p.at {
-			var err error
-			if p, err = planImport(head, all); err != nil {
-				return nil, err
-			}
+	material := defaults.Material{}
+	for i := range all {
+		all[i].draft.material = material
+	}
+	first := p
+	// p is written by the update's function, which may still run when Commit returned early with the context's error:
+	// read only after success.
+	rev, err := defaults.Commit(ctx, s.store, s.opts.Keys, material, first.needs, func(head *store.Snapshot) ([]store.Op, []defaults.Need, error) {
+		p = first
+		if head.Revision() == p.at && len(p.needs) == 0 {
+			return p.ops, nil, nil
 		}
-		select {
-		case <-committed:
-		default:
-		}
-		committed <- p
-		return p.ops, nil
+		var err error
+		p, err = planImport(head, all)
+		return p.ops, p.needs, err
 	})
 	if err != nil {
 		return importAnswer{}, storeProblem(titleImport, err)
 	}
-	p = <-committed
 	p.counts.Revision = rev
 	return p.counts, nil
 }
@@ -268,7 +269,7 @@ func (s *Server) decodePart(part codec.Part, mediaType string, now time.Time) (i
 		line: part.Line,
 		draft: draft{
 			key:  store.Key{Type: doc.Type, Mesh: doc.Mesh, Name: doc.Name},
-			spec: doc.Spec, labels: doc.Labels, now: now,
+			spec: doc.Spec, labels: doc.Labels, now: now, bare: true,
 		},
 		endpoint: endpoint{s, d},
 		created:  doc.Created, modified: doc.Modified, unknown: doc.Unknown,
@@ -345,6 +346,7 @@ func planImport(v *store.Snapshot, all []imported) (importPlan, error) {
 			continue
 		}
 		p.ops = append(p.ops, one.ops...)
+		p.needs = append(p.needs, one.needs...)
 		p.counts.count(it.endpoint.d.Name, one.outcome)
 	}
 	return p, bad.err()

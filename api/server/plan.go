@@ -39,6 +39,8 @@ type draft struct {
 	pre preconditions
 	// material is what was made for the needs of earlier plans of this draft; nil: nothing.
 	material defaults.Material
+	// bare: a mesh without default policies, because what is in it comes along.
+	bare bool
 }
 
 // plan is what a write does to a state. Planning changes nothing, so the same function serves the first look at a
@@ -148,7 +150,11 @@ func (e endpoint) nameViolations(v view, key store.Key) []cause {
 	if e.d.Name == resource.ZoneType {
 		check = resource.CheckZoneName
 	}
-	if err := check(key.Name); err != nil {
+	name := key.Name
+	if e.d.Name == resource.Secret {
+		name = authorityOf(key)
+	}
+	if err := check(name); err != nil {
 		causes = append(causes, cause{"name", err.Error()})
 	}
 	if e.d.Scope == resource.ScopeMesh && !hasMesh(v, key.Mesh) {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -58,7 +59,7 @@ func (e endpoint) belongings(v view, d draft, spec []byte, creating bool) ([]sto
 	if err := proto.Unmarshal(spec, &mesh); err != nil {
 		return nil, nil, fmt.Errorf("read the mesh: %w", err)
 	}
-	return defaults.MeshWrite{Name: d.key.Name, Spec: &mesh, Policies: creating, Key: creating, Now: d.now}.Ops(v, d.material)
+	return defaults.MeshWrite{Name: d.key.Name, Spec: &mesh, Policies: creating && !d.bare, Key: creating, Now: d.now}.Ops(v, d.material)
 }
 
 // admitDataplane: a Dataplane carries the zone's name on every inbound or on its gateway, and an inbound with a probe
@@ -190,6 +191,18 @@ func (e endpoint) secretUnused(head *store.Snapshot, key store.Key) error {
 		}
 	}
 	return nil
+}
+
+// authorityOf returns the backend in the name of a secret that holds the pair of a builtin CA, which begins with the
+// mesh and a dot; otherwise the name. So a client may bring back what a plane once made.
+func authorityOf(secret store.Key) string {
+	cert, key := defaults.BuiltinSecrets(secret.Mesh, "")
+	for _, prefix := range [...]string{cert, key} {
+		if backend, ok := strings.CutPrefix(secret.Name, prefix); ok {
+			return backend
+		}
+	}
+	return secret.Name
 }
 
 // backendUses reports whether a CA backend reads a secret: the pair made for a builtin one, or those a provided one

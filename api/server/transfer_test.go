@@ -287,6 +287,29 @@ func TestTheOrderOfAnImportDoesNotMatter(t *testing.T) {
 	}
 }
 
+func TestAnImportedMeshGetsOnlyWhatItNeeds(t *testing.T) {
+	p := newPlane(t, resource.Global)
+	const mesh = meshDemo + "mtls: {enabledBackend: ca-1, backends: [{name: ca-1, type: builtin}]}\n"
+	got := p.imports("", mesh)
+	if got.Created != 1 || got.Revision != 1 {
+		t.Errorf("got %+v", got)
+	}
+	want := []string{
+		"Mesh/demo", "Secret/demo/dataplane-token-signing-key-demo-1",
+		"Secret/demo/demo.ca-builtin-cert-ca-1", "Secret/demo/demo.ca-builtin-key-ca-1",
+	}
+	if d := cmp.Diff(want, p.keys()); d != "" {
+		t.Error(d)
+	}
+
+	// What comes along is not made.
+	other := newPlane(t, resource.Global)
+	other.imports("", p.exportOf(""))
+	if d := cmp.Diff(p.exportOf(""), other.exportOf("")); d != "" {
+		t.Error(d)
+	}
+}
+
 // ownKeys are the keys of what the tests import: without the key material that meshes come with.
 func ownKeys(p *plane) []string {
 	return slices.DeleteFunc(p.keys(), func(k string) bool { return strings.HasPrefix(k, "Secret/") })
