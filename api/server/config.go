@@ -21,6 +21,7 @@ type Config struct {
 	CORSAllowedDomains []string `yaml:"corsAllowedDomains" env:"MERIDIAN_API_CORS_ALLOWED_DOMAINS" doc:"regular expressions; pages whose origin or its host name matches one as a whole may call the API from a browser"`
 
 	MaxBodyBytes     int64 `yaml:"maxBodyBytes" env:"MERIDIAN_API_MAX_BODY_BYTES" doc:"largest request body in bytes, 1024 or more"`
+	MaxWrites        int   `yaml:"maxWrites" env:"MERIDIAN_API_MAX_WRITES" doc:"writes worked on at the same time, 1 or more; further ones are answered with 503 and Retry-After"`
 	ImportMaxBytes   int64 `yaml:"importMaxBytes" env:"MERIDIAN_API_IMPORT_MAX_BYTES" doc:"largest body of /import in bytes, 1024 or more; each resource in it is bounded by maxBodyBytes"`
 	RenderCacheBytes int64 `yaml:"renderCacheBytes" env:"MERIDIAN_API_RENDER_CACHE_BYTES" doc:"memory for rendered JSON in bytes, 0 or more"`
 
@@ -37,6 +38,7 @@ func Default() Config {
 		HTTPSPort:        5682,
 		LocalhostIsAdmin: true,
 		MaxBodyBytes:     4 << 20,
+		MaxWrites:        1024,
 		ImportMaxBytes:   256 << 20,
 		RenderCacheBytes: 64 << 20,
 		ReadTimeout:      30 * time.Second,
@@ -64,6 +66,9 @@ func (c Config) Validate() []error {
 	}
 	if c.MaxBodyBytes < 1024 {
 		bad("maxBodyBytes: %d is less than 1024", c.MaxBodyBytes)
+	}
+	if c.MaxWrites < 1 {
+		bad("maxWrites: %d is less than 1", c.MaxWrites)
 	}
 	if c.ImportMaxBytes < 1024 {
 		bad("importMaxBytes: %d is less than 1024", c.ImportMaxBytes)

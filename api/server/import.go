@@ -67,7 +67,12 @@ type importPlan struct {
 // importResources serves POST /import and leaves one audit line.
 func (s *Server) importResources(w http.ResponseWriter, r *http.Request) {
 	status, outcome := http.StatusOK, "imported"
-	answer, err := s.doImport(w, r)
+	var answer importAnswer
+	err := s.writing(func() error {
+		var err error
+		answer, err = s.doImport(w, r)
+		return err
+	})
 	var body []byte
 	if err == nil {
 		body, err = marshal(answer)
@@ -134,6 +139,7 @@ func (s *Server) doImport(w http.ResponseWriter, r *http.Request) (importAnswer,
 		return importAnswer{}, err
 	}
 	if opts.dryRun {
+		w.Header().Set("Meridian-Dry-Run", "true")
 		p.counts.DryRun = true
 		p.counts.Revision = snap.Revision()
 		return p.counts, nil
@@ -144,6 +150,8 @@ func (s *Server) doImport(w http.ResponseWriter, r *http.Request) (importAnswer,
 // commitImport stores what p planned. Planning takes a while and everybody else waits for the committer, so it is done
 // there only if the state has changed meanwhile, or keys had to be made.
 func (s *Server) commitImport(ctx context.Context, all []imported, p importPlan) (importAnswer, error) {
+	ctx, cancel := s.commitContext(ctx)
+	defer cancel()
 	material := defaults.Material{}
 	for i := range all {
 		all[i].draft.material = material

@@ -98,8 +98,12 @@ func storeProblem(title string, err error) error {
 			status: http.StatusConflict, Title: title, err: err,
 			Details: "The resource was changed by another request at the same time",
 		}
-	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed),
-		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return &problem{
+			status: http.StatusServiceUnavailable, Title: title, retryAfter: 5, err: err,
+			Details: "The store did not answer in time: it may have stored this, or may still do so",
+		}
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed):
 		return &problem{
 			status: http.StatusServiceUnavailable, Title: title, retryAfter: 5, err: err,
 			Details: "The store does not accept writes at the moment",

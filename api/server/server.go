@@ -94,6 +94,8 @@ type Server struct {
 
 	// Safe for concurrent use.
 	renders *renders
+	// writes holds a token for each write that is being worked on.
+	writes chan struct{}
 	// importing holds a token while an import is on its way: one at a time, so that memory for one is enough.
 	importing chan struct{}
 	buffers   sync.Pool // of *bytes.Buffer
@@ -133,6 +135,7 @@ func New(o Options) (*Server, error) {
 		origins: origins,
 		renders: newRenders(o.RenderCacheBytes),
 
+		writes:    make(chan struct{}, o.MaxWrites),
 		importing: make(chan struct{}, 1),
 	}
 	if s.policies, err = s.policiesBody(); err != nil {

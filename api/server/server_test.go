@@ -423,7 +423,7 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		fields = append(fields, field)
 	}
 	want := []string{
-		"httpPort", "httpsPort", "tlsCertFile, tlsKeyFile", "maxBodyBytes", "importMaxBytes", "renderCacheBytes",
+		"httpPort", "httpsPort", "tlsCertFile, tlsKeyFile", "maxBodyBytes", "maxWrites", "importMaxBytes", "renderCacheBytes",
 		"readTimeout", "writeTimeout", "idleTimeout", "shutdownTimeout", "corsAllowedDomains[1]",
 	}
 	if diff := cmp.Diff(want, fields); diff != "" {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,12 @@ type written struct {
 func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Request, *audit) (written, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		a := &audit{user: userOf(r)}
-		done, err := do(w, r, a)
+		var done written
+		err := e.writing(func() error {
+			var err error
+			done, err = do(w, r, a)
+			return err
+		})
 		if err != nil {
 			done.status = e.fail(w, r, err)
 			a.outcome = "refused"
@@ -49,6 +55,28 @@ func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Reques
 			"action", action, "outcome", a.outcome, "status", done.status, "type", key.Type, "mesh", key.Mesh, "name", key.Name,
 			"revision", uint64(a.revision), "user", a.user.String(), "remote", r.RemoteAddr, "dry_run", a.dryRun)
 	}
+}
+
+// errBusy turns a write away before its body is read.
+var errBusy = &problem{
+	status: http.StatusServiceUnavailable, Title: titleProcess, Details: "Too many writes at the same time", retryAfter: 1,
+}
+
+// writing calls do, unless as many writes are being worked on as may be. So memory for bodies and requests is bounded
+// however many clients write, and how slow the disk is.
+func (s *Server) writing(do func() error) error {
+	select {
+	case s.writes <- struct{}{}:
+		defer func() { <-s.writes }()
+		return do()
+	default:
+		return errBusy
+	}
+}
+
+// commitContext bounds how long a request waits for the store, so that there is time left for an answer.
+func (s *Server) commitContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.opts.WriteTimeout/2)
 }
 
 func (d written) send(w http.ResponseWriter, dryRun bool) {
@@ -132,7 +160,9 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written
 	// p is written by the update's function, which may still run when Commit returned early with the context's error:
 	// read only after success.
 	p = plan{}
-	rev, err := defaults.Commit(r.Context(), e.store, e.opts.Keys, d.material, needs, func(head *store.Snapshot) ([]store.Op, []defaults.Need, error) {
+	ctx, cancel := e.commitContext(r.Context())
+	defer cancel()
+	rev, err := defaults.Commit(ctx, e.store, e.opts.Keys, d.material, needs, func(head *store.Snapshot) ([]store.Op, []defaults.Need, error) {
 		var err error
 		p, err = e.planPut(head, d)
 		return p.ops, p.needs, err
@@ -204,7 +234,9 @@ func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (writ
 			return written{}, internal(titleDelete, fmt.Errorf("end the session of zone %s: %w", key.Name, err))
 		}
 	}
-	rev, err := e.store.Update(r.Context(), func(head *store.Snapshot) ([]store.Op, error) {
+	ctx, cancel := e.commitContext(r.Context())
+	defer cancel()
+	rev, err := e.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
 		p, err := e.planDelete(head, key, a.user, online, pre)
 		return p.ops, err
 	})
