@@ -82,13 +82,7 @@ func replicates(t *testing.T, s *System, admin bool) {
 	}
 	g.Must("PUT", "/meshes/default/traffic-permissions/a", fmt.Sprintf(permissionBody, "a", "changed"), 200)
 	for _, z := range s.Zones {
-		z.eventually(5*time.Second, "updated", func() error {
-			_, b, err := z.Call("GET", "/meshes/default/traffic-permissions/a", "")
-			if err == nil && !strings.Contains(string(b), "changed") {
-				err = errors.New("not changed")
-			}
-			return err
-		})
+		z.eventually(5*time.Second, "updated", func() error { return shows(z, "/meshes/default/traffic-permissions/a", "changed") })
 	}
 	g.Must("DELETE", "/meshes/default/traffic-permissions/a", "", 200)
 	for _, z := range s.Zones {
@@ -106,13 +100,15 @@ func replicates(t *testing.T, s *System, admin bool) {
 		"/zoneegresses/zone-1.egress":                     `"zone": "zone-1"`,
 		"/zoneegressoverviews/zone-1.egress":              `"zoneEgressInsight": {}`,
 	} {
-		g.eventually(5*time.Second, "given "+path, func() error {
-			_, b, err := g.Call("GET", path, "")
-			if err == nil && !strings.Contains(string(b), want) {
-				err = fmt.Errorf("no %s in %s", want, b)
-			}
-			return err
+		g.eventually(5*time.Second, "given "+path, func() error { return shows(g, path, want) })
+	}
+	for _, p := range []*Plane{g, z1, z2} { // counted on the global, and sent to the zones
+		p.eventually(5*time.Second, "told of the service", func() error {
+			return shows(p, "/meshes/default/service-insights/web", `"addressPort": "web.mesh:80"`)
 		})
+	}
+	if err := shows(g, "/mesh-insights/default", `"unknown": {`); err != nil { // a version of a proxy that has none
+		t.Error(err)
 	}
 	g.Must("PUT", "/zone-ingresses/zone-1.ingress", strings.Replace(ingressBody, "ingress", "zone-1.ingress", 1), 405)
 	z2.eventually(5*time.Second, "given zone-1's ingress", func() error { return is(z2, "/zone-ingresses/zone-1.ingress", http.StatusOK) })
@@ -121,6 +117,16 @@ func replicates(t *testing.T, s *System, admin bool) {
 	g.eventually(5*time.Second, "rid of the dataplane", func() error { return is(g, "/meshes/default/dataplanes/zone-1.dp-1", http.StatusNotFound) })
 }
 
+// shows reports that the answer of path does not contain want.
+func shows(p *Plane, path, want string) error {
+	_, b, err := p.Call("GET", path, "")
+	if err == nil && !strings.Contains(string(b), want) {
+		err = fmt.Errorf("no %s in %s", want, b)
+	}
+	return err
+}
+
+// is reports that path is not answered with the status want.
 func is(p *Plane, path string, want int) error {
 	code, _, err := p.Call("GET", path, "")
 	if err == nil && code != want {

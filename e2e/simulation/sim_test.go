@@ -27,6 +27,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
+	"github.com/meridian-mesh/meridian/global/insights"
 	"github.com/meridian-mesh/meridian/global/kdsserver"
 	"github.com/meridian-mesh/meridian/global/zones"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -213,7 +214,11 @@ func (g *globalPlane) start(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	table, server := g.table, g.server
+	counts := insights.New(insights.Options{
+		Store: st, Interval: time.Second, Domain: "mesh", VIPPort: 80, Registerer: reg, Log: g.log.With("plane", "global"),
+	})
 	wg.Go(func() { _ = table.Run(ctx) })
+	wg.Go(func() { _ = counts.Run(ctx) })
 	wg.Go(func() { _ = server.Serve(ctx, listener) })
 	g.stop = sync.OnceFunc(func() {
 		g.net.serve(nil)
