@@ -145,7 +145,7 @@ func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus
 func (g *Global) listenAPI(reg prometheus.Registerer) error {
 	a := &g.cfg.API
 	opts := server.Options{
-		Config: *a, Plane: resource.Global, Store: g.store, Zones: g.zones, EndZoneSession: g.zones.End,
+		Config: *a, Access: &g.cfg.Access, Plane: resource.Global, Store: g.store, Zones: g.zones, EndZoneSession: g.zones.End,
 		Keys: g.keys.Key, InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(g.cfg) },
 		Registerer:      reg, Log: g.log.With("component", "api"),
@@ -187,9 +187,6 @@ func (g *Global) Run(ctx context.Context) error {
 	g.log.InfoContext(ctx, "global control plane is running", "api", g.api.HTTPAddr().String(), "api_tls", g.cfg.API.HTTPSPort,
 		"kds", g.kdsListener.Addr().String(), "diagnostics", g.diagnostics.Addr().String(), "store", g.store.ID(),
 		"revision", g.store.Snapshot().Revision(), "version", version.Get().Version)
-	if g.cfg.API.LocalhostIsAdmin {
-		g.log.InfoContext(ctx, "requests from this host have administrator rights")
-	}
 	return component.Run(ctx,
 		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
 		component.Component{Name: "zones", Run: g.zones.Run},       // sessions and insights

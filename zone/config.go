@@ -25,6 +25,7 @@ type Config struct {
 	Log         logging.Config     `yaml:"log"`
 	Store       storage.Config     `yaml:"store"`
 	API         server.Config      `yaml:"apiServer"`
+	Access      server.Access      `yaml:"access"`
 	Diagnostics diagnostics.Config `yaml:"diagnostics"`
 	Multizone   Multizone          `yaml:"multizone"`
 }
@@ -73,6 +74,7 @@ func DefaultConfig() Config {
 		Log:         logging.Default(),
 		Store:       storage.Default(),
 		API:         server.Default(),
+		Access:      server.DefaultAccess(),
 		Diagnostics: diagnostics.Default(),
 		Multizone: Multizone{Zone: MultizoneZone{KDS: KDS{
 			MaxMessageBytes:     10 << 20,

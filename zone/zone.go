@@ -77,7 +77,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (z *Zone, err error)
 func (z *Zone) listenAPI(reg prometheus.Registerer) error {
 	a := &z.cfg.API
 	opts := server.Options{
-		Config: *a, Plane: resource.Zone, ZoneName: z.cfg.Multizone.Zone.Name, Store: z.store,
+		Config: *a, Access: &z.cfg.Access, Plane: resource.Zone, ZoneName: z.cfg.Multizone.Zone.Name, Store: z.store,
 		InstanceID: z.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(z.cfg) },
 		Registerer:      reg, Log: z.log.With("component", "api"),

@@ -43,6 +43,23 @@ func Decode(d *resource.Descriptor, mediaType string, content []byte) (*Document
 	return doc, nil
 }
 
+// JSON returns a body that is no resource as compact JSON. Formats and errors are those of Decode: bad syntax and names
+// given twice.
+func JSON(mediaType string, content []byte) ([]byte, error) {
+	b, err := parse(mediaType, content)
+	if err != nil {
+		return nil, err
+	}
+	w := walker{body: b}
+	if b.repeats {
+		w.repeats(&b.root, nil)
+	}
+	if len(w.violations) > 0 {
+		return nil, &Error{Violations: w.violations}
+	}
+	return b.raw(&b.root), nil
+}
+
 func parse(mediaType string, content []byte) (*body, error) {
 	format, _, err := mime.ParseMediaType(mediaType)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/tokens"
 )
 
 // Names and groups that the access rules know.
@@ -30,17 +31,29 @@ type user struct {
 // String renders the user as access errors and audit lines show it: NAME/GROUP1,GROUP2.
 func (u user) String() string { return u.name + "/" + strings.Join(u.groups, ",") }
 
-func (u user) admin() bool { return u.name == adminName || slices.Contains(u.groups, adminGroup) }
+func (u user) authenticated() bool { return slices.Contains(u.groups, authenticatedGroup) }
+
+var (
+	anonymous = user{anonymousName, []string{unauthenticatedGroup}}
+	admin     = user{adminName, []string{adminGroup, authenticatedGroup}}
+)
+
+// allows reports whether u is named by the grant.
+func (g Grant) allows(u user) bool {
+	return slices.Contains(g.Users, u.name) ||
+		slices.ContainsFunc(u.groups, func(group string) bool { return slices.Contains(g.Groups, group) })
+}
 
 // userKey is the key of the context value that authenticate sets.
 type userKey struct{}
 
-// authenticate finds out who is asking, for every request, before anything is done for it.
+// authenticate finds out who is asking, for every request, before anything is done for it. Who shows something that
+// proves nothing is refused, whatever is asked for.
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u, err := s.identify(r)
 		if err != nil {
-			s.fail(w, r, err)
+			s.refuseStranger(w, r, err)
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), userKey{}, u)))
@@ -55,14 +68,54 @@ func userOf(r *http.Request) user {
 	return anonymous
 }
 
-var anonymous = user{anonymousName, []string{unauthenticatedGroup}}
-
-// identify says who is asking. It is the only place that decides so.
+// identify says who is asking. It is the only place that decides so. In this order: a program on this host, the holder
+// of an administrator's certificate, the holder of a user token; everybody else is anonymous, other schemes of
+// Authorization included. Its error says what is wrong with a certificate or token, and never contains it.
 func (s *Server) identify(r *http.Request) (user, error) {
 	if s.opts.LocalhostIsAdmin && fromLocalhost(r) {
-		return user{adminName, []string{adminGroup, authenticatedGroup}}, nil
+		return admin, nil
 	}
-	return anonymous, nil
+	if s.clientCerts != nil && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		if err := s.clientCerts.Verify(r.TLS); err != nil {
+			return user{}, fmt.Errorf("client certificate: %w", err)
+		}
+		return admin, nil
+	}
+	raw, ok := bearer(r)
+	if !ok {
+		return anonymous, nil
+	}
+	claims, err := s.tokens.Verify(s.store.Snapshot(), tokens.User, "", raw)
+	if err != nil {
+		return user{}, fmt.Errorf("user token: %w", err)
+	}
+	groups := slices.Clip(claims.Groups)
+	if !slices.Contains(groups, authenticatedGroup) {
+		groups = append(groups, authenticatedGroup)
+	}
+	return user{claims.Name, groups}, nil
+}
+
+// bearer returns the token of an Authorization header of that scheme.
+func bearer(r *http.Request) (string, bool) {
+	scheme, raw, _ := strings.Cut(strings.TrimSpace(r.Header.Get("Authorization")), " ")
+	return strings.TrimSpace(raw), strings.EqualFold(scheme, "Bearer")
+}
+
+// refuseStranger answers a request whose sender could not be identified. If it wanted to change something, it leaves the
+// audit line that its handler would have left.
+func (s *Server) refuseStranger(w http.ResponseWriter, r *http.Request, err error) {
+	w.Header().Set("WWW-Authenticate", "Bearer")
+	status := s.fail(w, r, &problem{
+		status: http.StatusUnauthorized, Title: "Invalid authentication data", Details: "Unauthenticated", err: err,
+	})
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		s.log.DebugContext(r.Context(), "not authenticated", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
+	default:
+		s.log.InfoContext(r.Context(), "write", "action", strings.ToLower(r.Method), "outcome", outcomeRefused,
+			"status", status, "path", r.URL.Path, "user", "unknown", "remote", r.RemoteAddr, "err", err)
+	}
 }
 
 // fromLocalhost reports whether a request was made by a local program on its own behalf. A loopback peer alone does
@@ -102,11 +155,46 @@ func localHost(host string) bool {
 
 // allow checks that u may see and write resources of type d.
 func (s *Server) allow(u user, d *resource.Descriptor) error {
-	if !d.AdminOnly || u.admin() {
+	if !d.AdminOnly {
 		return nil
 	}
-	return &problem{
-		status: http.StatusForbidden, Title: titleAccess,
-		Details: fmt.Sprintf("user %q cannot access the resource of type %q", u, d.Name),
+	return s.allowAdmin(u, fmt.Sprintf("access the resource of type %q", d.Name))
+}
+
+// allowAdmin checks that u has the rights of an administrator: to see and write everything. what completes the sentence
+// "user ... cannot".
+func (s *Server) allowAdmin(u user, what string) error {
+	if s.access.AdminResources.allows(u) {
+		return nil
 	}
+	return denied(fmt.Sprintf("user %q cannot %s", u, what))
+}
+
+// allowWrite checks that u may write at all. Which types, is for allow.
+func (s *Server) allowWrite(u user) error {
+	if s.opts.Writes != writesAuthenticated || u.authenticated() {
+		return nil
+	}
+	return denied(fmt.Sprintf("user %q cannot write: this control plane takes writes from authenticated users only", u))
+}
+
+// allowView checks that u may see what proxies show: certificates and addresses among it, so it is for administrators
+// unless configured otherwise.
+func (s *Server) allowView(u user, view proxyView) error {
+	grant := s.access.ViewConfigDump
+	switch view {
+	case viewStats:
+		grant = s.access.ViewStats
+	case viewClusters:
+		grant = s.access.ViewClusters
+	case viewConfigDump:
+	}
+	if grant.allows(u) {
+		return nil
+	}
+	return denied(fmt.Sprintf("user %q cannot view the %s of proxies", u, view))
+}
+
+func denied(details string) *problem {
+	return &problem{status: http.StatusForbidden, Title: titleAccess, Details: details}
 }

@@ -14,9 +14,11 @@ type Config struct {
 	TLSCertFile string `yaml:"tlsCertFile" env:"MERIDIAN_API_TLS_CERT_FILE" doc:"PEM file with the HTTPS certificate chain; empty means a self-made one"`
 	TLSKeyFile  string `yaml:"tlsKeyFile" env:"MERIDIAN_API_TLS_KEY_FILE" doc:"PEM file with the key of tlsCertFile"`
 
-	ReadOnly         bool `yaml:"readOnly" env:"MERIDIAN_API_READ_ONLY" doc:"answer every write with 405"`
-	LocalhostIsAdmin bool `yaml:"localhostIsAdmin" env:"MERIDIAN_API_LOCALHOST_IS_ADMIN" doc:"requests from the loopback interface have administrator rights, unless they carry an Origin header, a Host that is not local, or signs of a proxy"`
-	UnsafeDelete     bool `yaml:"unsafeDelete" env:"MERIDIAN_API_UNSAFE_DELETE" doc:"delete meshes that hold dataplanes, zones that are online and secrets that are in use"`
+	ReadOnly         bool   `yaml:"readOnly" env:"MERIDIAN_API_READ_ONLY" doc:"answer every write with 405"`
+	LocalhostIsAdmin bool   `yaml:"localhostIsAdmin" env:"MERIDIAN_API_LOCALHOST_IS_ADMIN" doc:"requests from the loopback interface have administrator rights, unless they carry an Origin header, a Host that is not local, or signs of a proxy"`
+	Writes           string `yaml:"writes" env:"MERIDIAN_API_WRITES" doc:"who may write resources that are not an administrator's: anonymous (everybody who reaches the API) or authenticated (who shows a user token or a client certificate, and this host where localhostIsAdmin)"`
+	ClientCertsDir   string `yaml:"clientCertsDir" env:"MERIDIAN_API_CLIENT_CERTS_DIR" doc:"directory of PEM files (.pem, .crt) with client certificates, or authorities of such: who presents one on the HTTPS port is mesh-system:admin; read again when it changes; empty means that nobody is asked for one"`
+	UnsafeDelete     bool   `yaml:"unsafeDelete" env:"MERIDIAN_API_UNSAFE_DELETE" doc:"delete meshes that hold dataplanes, zones that are online and secrets that are in use"`
 
 	CORSAllowedDomains []string `yaml:"corsAllowedDomains" env:"MERIDIAN_API_CORS_ALLOWED_DOMAINS" doc:"regular expressions; pages whose origin or its host name matches one as a whole may call the API from a browser"`
 
@@ -31,12 +33,50 @@ type Config struct {
 	ShutdownTimeout time.Duration `yaml:"shutdownTimeout" env:"MERIDIAN_API_SHUTDOWN_TIMEOUT" doc:"how long requests in flight may take to finish at shutdown"`
 }
 
+// The values of Config.Writes.
+const (
+	writesAnonymous     = "anonymous"
+	writesAuthenticated = "authenticated"
+)
+
+// Access is the section access: who may do what beyond what everybody may.
+type Access struct {
+	Static StaticAccess `yaml:"static"`
+}
+
+// StaticAccess is the section access.static.
+type StaticAccess struct {
+	AdminResources         Grant `yaml:"adminResources" env:"MERIDIAN_ACCESS_ADMIN_RESOURCES"`
+	GenerateDataplaneToken Grant `yaml:"generateDataplaneToken" env:"MERIDIAN_ACCESS_GENERATE_DATAPLANE_TOKEN"`
+	GenerateZoneToken      Grant `yaml:"generateZoneToken" env:"MERIDIAN_ACCESS_GENERATE_ZONE_TOKEN"`
+	GenerateUserToken      Grant `yaml:"generateUserToken" env:"MERIDIAN_ACCESS_GENERATE_USER_TOKEN"`
+	ViewConfigDump         Grant `yaml:"viewConfigDump" env:"MERIDIAN_ACCESS_VIEW_CONFIG_DUMP"`
+	ViewStats              Grant `yaml:"viewStats" env:"MERIDIAN_ACCESS_VIEW_STATS"`
+	ViewClusters           Grant `yaml:"viewClusters" env:"MERIDIAN_ACCESS_VIEW_CLUSTERS"`
+}
+
+// Grant names who may do something. A user may who is in either list.
+type Grant struct {
+	Users  []string `yaml:"users" env:"_USERS" doc:"names of the users who may"`
+	Groups []string `yaml:"groups" env:"_GROUPS" doc:"groups whose members may; mesh-system:authenticated has everyone with a token, mesh-system:unauthenticated everyone without"`
+}
+
+// DefaultAccess gives every right to administrators.
+func DefaultAccess() Access {
+	admins := Grant{Users: []string{adminName}, Groups: []string{adminGroup}}
+	return Access{StaticAccess{
+		AdminResources: admins, GenerateDataplaneToken: admins, GenerateZoneToken: admins, GenerateUserToken: admins,
+		ViewConfigDump: admins, ViewStats: admins, ViewClusters: admins,
+	}}
+}
+
 // Default returns the documented defaults.
 func Default() Config {
 	return Config{
 		HTTPPort:         5681,
 		HTTPSPort:        5682,
 		LocalhostIsAdmin: true,
+		Writes:           writesAnonymous,
 		MaxBodyBytes:     4 << 20,
 		MaxWrites:        1024,
 		ImportMaxBytes:   256 << 20,
@@ -63,6 +103,12 @@ func (c Config) Validate() []error {
 	}
 	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
 		bad("tlsCertFile, tlsKeyFile: one is set without the other")
+	}
+	if c.Writes != writesAnonymous && c.Writes != writesAuthenticated {
+		bad("writes: %q is not %s or %s", c.Writes, writesAnonymous, writesAuthenticated)
+	}
+	if c.ClientCertsDir != "" && c.HTTPSPort < 0 {
+		bad("clientCertsDir: certificates can be shown on the HTTPS port only, and httpsPort is %d", c.HTTPSPort)
 	}
 	if c.MaxBodyBytes < 1024 {
 		bad("maxBodyBytes: %d is less than 1024", c.MaxBodyBytes)

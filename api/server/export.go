@@ -38,7 +38,7 @@ func (s *Server) transferable(d *resource.Descriptor) bool {
 // takes. It shows one snapshot, which its first line and a header name, in the order of the registry, so that a mesh
 // comes before what is in it. A resource is encoded when it is sent: memory does not grow with the number of resources.
 func (s *Server) export(w http.ResponseWriter, r *http.Request) error {
-	if err := adminsOnly(r, "export resources"); err != nil {
+	if err := s.allowAdmin(userOf(r), "export resources"); err != nil {
 		return err
 	}
 	if !accepts(r, mediaYAML) && !accepts(r, "text/yaml") {
@@ -111,16 +111,4 @@ func (s *Server) exported(snap *store.Snapshot, query url.Values) (iter.Seq2[*re
 			}
 		}
 	}, nil
-}
-
-// adminsOnly refuses a request of anybody else.
-func adminsOnly(r *http.Request, what string) error {
-	u := userOf(r)
-	if u.admin() {
-		return nil
-	}
-	return &problem{
-		status: http.StatusForbidden, Title: titleAccess,
-		Details: fmt.Sprintf("user %q cannot %s", u, what),
-	}
 }

@@ -170,17 +170,6 @@ func (e endpoint) askProxy(view proxyView, missing string) handlerFunc {
 	}
 }
 
-// allowView checks that u may see what proxies show: certificates and addresses among it, so it is for administrators.
-func (s *Server) allowView(u user, view proxyView) error {
-	if u.admin() {
-		return nil
-	}
-	return &problem{
-		status: http.StatusForbidden, Title: titleAccess,
-		Details: fmt.Sprintf("user %q cannot view the %s of proxies", u, view),
-	}
-}
-
 // sendValue answers 200 with v as JSON.
 func (s *Server) sendValue(w http.ResponseWriter, r *http.Request, v any) error {
 	body, err := marshal(v)

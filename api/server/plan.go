@@ -21,12 +21,15 @@ type view interface {
 	Count(typ, mesh string) int
 }
 
-// What a write comes to.
+// What a write comes to. outcomeRefused and outcomeFailed are never those of a plan: there was none, or it was not carried
+// out.
 const (
 	outcomeCreated   = "created"
 	outcomeUpdated   = "updated"
 	outcomeUnchanged = "unchanged"
 	outcomeDeleted   = "deleted"
+	outcomeRefused   = "refused"
+	outcomeFailed    = "failed"
 )
 
 // draft is a resource that somebody wants to store. It is right by itself; whether it fits the state is for a plan.

@@ -469,7 +469,7 @@ func TestCORSIsClosedUnlessConfigured(t *testing.T) {
 	}
 	a = open.want(200, http.MethodOptions, "/meshes/demo", "", "Origin: "+origin,
 		"Access-Control-Request-Method: PUT", "Access-Control-Request-Headers: content-type")
-	if a.Header.Get("Access-Control-Allow-Methods") != "PUT,DELETE,GET" || a.Header.Get("Access-Control-Allow-Headers") != "content-type" {
+	if a.Header.Get("Access-Control-Allow-Methods") != "PUT,DELETE,GET,POST" || a.Header.Get("Access-Control-Allow-Headers") != "content-type" {
 		t.Errorf("preflight answered %v", a.Header)
 	}
 	open.want(405, http.MethodOptions, "/meshes", "", "Origin: https://evil.net", "Access-Control-Request-Method: PUT")

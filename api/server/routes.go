@@ -71,6 +71,7 @@ func (s *Server) routes() http.Handler {
 	}
 
 	s.inspectRoutes(get)
+	s.tokenRoutes(mux)
 
 	get("/", s.getIndex)
 	get("/config", s.getConfig)

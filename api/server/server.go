@@ -19,8 +19,10 @@ import (
 	"github.com/meridian-mesh/meridian/api/defaults"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/tlsconf"
 )
 
 // ZoneLive is what the global knows about a zone's session beyond what is stored.
@@ -69,6 +71,8 @@ type Options struct {
 	// EffectiveConfig returns the body of /config with secrets masked; nil: "{}".
 	EffectiveConfig func() ([]byte, error)
 
+	// Access says who may do what; nil: DefaultAccess.
+	Access *Access
 	// TLS is needed unless HTTPSPort is -1.
 	TLS *tls.Config
 	// Registerer may be nil: nothing is exported then.
@@ -85,6 +89,7 @@ type Server struct {
 	zones    ZoneSessions
 	log      *slog.Logger
 	origins  []*regexp.Regexp
+	access   StaticAccess
 	handler  http.Handler
 	policies []byte
 	versions []byte
@@ -93,7 +98,9 @@ type Server struct {
 	https    listener
 
 	// Safe for concurrent use.
-	renders *renders
+	tokens      *tokens.Authority
+	clientCerts *tlsconf.ClientCerts // nil: nobody is asked for one
+	renders     *renders
 	// writes holds a token for each write that is being worked on.
 	writes chan struct{}
 	// importing holds a token while an import is on its way: one at a time, so that memory for one is enough.
@@ -133,10 +140,20 @@ func New(o Options) (*Server, error) {
 		zones:   o.Zones,
 		log:     o.Log.With("component", "api"),
 		origins: origins,
+		access:  DefaultAccess().Static,
+		tokens:  tokens.NewAuthority(),
 		renders: newRenders(o.RenderCacheBytes),
 
 		writes:    make(chan struct{}, o.MaxWrites),
 		importing: make(chan struct{}, 1),
+	}
+	if o.Access != nil {
+		s.access = o.Access.Static
+	}
+	if o.ClientCertsDir != "" {
+		if s.clientCerts, err = tlsconf.NewClientCerts(o.ClientCertsDir); err != nil {
+			return nil, fmt.Errorf("api server: clientCertsDir: %w", err)
+		}
 	}
 	if s.policies, err = s.policiesBody(); err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
@@ -158,6 +175,19 @@ func New(o Options) (*Server, error) {
 		}
 	}
 	return s, nil
+}
+
+// announceAccess says at start what an operator should know of who may do what.
+func (s *Server) announceAccess(ctx context.Context) {
+	if s.opts.LocalhostIsAdmin {
+		s.log.InfoContext(ctx, "requests from this host have administrator rights; localhostIsAdmin=false ends that")
+	}
+	if s.clientCerts != nil {
+		s.log.InfoContext(ctx, "client certificates give administrator rights", "dir", s.opts.ClientCertsDir)
+	}
+	if s.opts.Writes == writesAnonymous && !s.opts.ReadOnly {
+		s.log.WarnContext(ctx, "everyone who reaches the API may write all but secrets; MERIDIAN_API_WRITES=authenticated ends that")
+	}
 }
 
 func listen(address string, port int) (net.Listener, error) {
@@ -195,6 +225,7 @@ func (s *Server) Close() error {
 // Run serves until ctx ends or a listener fails. Then no connection is accepted any more and requests in flight get
 // ShutdownTimeout to finish; the rest is cut off. It returns nil after a shutdown that ctx asked for.
 func (s *Server) Run(ctx context.Context) error {
+	s.announceAccess(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range []listener{s.http, s.https} {
 		if l.ln == nil {
@@ -216,6 +247,9 @@ func (s *Server) Run(ctx context.Context) error {
 			var err error
 			if l.secure {
 				srv.TLSConfig = s.opts.TLS.Clone()
+				if s.clientCerts != nil {
+					srv.TLSConfig.ClientAuth = tls.RequestClientCert // identify verifies what comes
+				}
 				err = srv.ServeTLS(l.ln, "", "")
 			} else {
 				err = srv.Serve(l.ln)

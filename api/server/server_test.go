@@ -394,6 +394,9 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 		{"no plane", func(o *Options) { o.Plane = resource.Nowhere }, "Store, Log and Plane must be set"},
 		{"HTTPS without a certificate", func(o *Options) { o.HTTPSPort = 0 }, "no TLS configuration"},
 		{"a port in use", func(o *Options) { o.HTTPPort = taken.Addr().(*net.TCPAddr).Port }, "listen for HTTP"},
+		{"client certificates that are not there", func(o *Options) {
+			o.HTTPSPort, o.TLS, o.ClientCertsDir = 0, &tls.Config{}, "/nonexistent"
+		}, "clientCertsDir: read client certificates"},
 		{"an invalid configuration", func(o *Options) { o.MaxBodyBytes = 1 }, "maxBodyBytes: 1 is less than 1024"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -423,7 +426,7 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		fields = append(fields, field)
 	}
 	want := []string{
-		"httpPort", "httpsPort", "tlsCertFile, tlsKeyFile", "maxBodyBytes", "maxWrites", "importMaxBytes", "renderCacheBytes",
+		"httpPort", "httpsPort", "tlsCertFile, tlsKeyFile", "writes", "maxBodyBytes", "maxWrites", "importMaxBytes", "renderCacheBytes",
 		"readTimeout", "writeTimeout", "idleTimeout", "shutdownTimeout", "corsAllowedDomains[1]",
 	}
 	if diff := cmp.Diff(want, fields); diff != "" {

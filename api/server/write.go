@@ -19,8 +19,8 @@ import (
 // audit is what the log says about a write.
 type audit struct {
 	user     user
-	outcome  string // one of the outcomes of a plan; otherwise refused or failed
-	dryRun   bool   // nothing was stored
+	outcome  string
+	dryRun   bool // nothing was stored
 	revision store.Revision
 }
 
@@ -36,17 +36,17 @@ func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Reques
 	return func(w http.ResponseWriter, r *http.Request) {
 		a := &audit{user: userOf(r)}
 		var done written
-		err := e.writing(func() error {
-			var err error
-			done, err = do(w, r, a)
-			return err
-		})
+		err := e.allowWrite(a.user)
+		if err == nil {
+			err = e.writing(func() error {
+				var err error
+				done, err = do(w, r, a)
+				return err
+			})
+		}
 		if err != nil {
 			done.status = e.fail(w, r, err)
-			a.outcome = "refused"
-			if done.status >= http.StatusInternalServerError {
-				a.outcome = "failed"
-			}
+			a.outcome = failure(done.status)
 		} else {
 			done.send(w, a.dryRun)
 		}
@@ -93,6 +93,14 @@ func (d written) send(w http.ResponseWriter, dryRun bool) {
 	}
 	h.Set("Content-Length", "0")
 	w.WriteHeader(d.status)
+}
+
+// failure is the outcome of what was answered with an error.
+func failure(status int) string {
+	if status >= http.StatusInternalServerError {
+		return outcomeFailed
+	}
+	return outcomeRefused
 }
 
 // put serves PUT of one resource. What depends on the request alone is checked first. What depends on the state is
@@ -277,33 +285,47 @@ func (e endpoint) wouldGo(p plan, a *audit) (written, error) {
 
 // document reads and decodes the body of a PUT.
 func (e endpoint) document(w http.ResponseWriter, r *http.Request, mediaType string) (*codec.Document, error) {
+	body, err := readBody(w, r, titleProcess, e.opts.MaxBodyBytes)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := codec.Decode(e.d, mediaType, body)
+	if err != nil {
+		return nil, undecodable(titleProcess, err)
+	}
+	return doc, nil
+}
+
+// readBody reads the body of a request, up to maxBytes.
+func readBody(w http.ResponseWriter, r *http.Request, title string, maxBytes int64) ([]byte, error) {
 	tooLarge := func() error {
 		w.Header().Set("Connection", "close") // the rest of the body is not read
 		return &problem{
-			status: http.StatusRequestEntityTooLarge, Title: titleProcess,
-			Details: fmt.Sprintf("The request body is larger than %d bytes", e.opts.MaxBodyBytes),
+			status: http.StatusRequestEntityTooLarge, Title: title,
+			Details: fmt.Sprintf("The request body is larger than %d bytes", maxBytes),
 		}
 	}
-	if r.ContentLength > e.opts.MaxBodyBytes {
+	if r.ContentLength > maxBytes {
 		return nil, tooLarge()
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, e.opts.MaxBodyBytes))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return nil, tooLarge()
 		}
 		return nil, &problem{
-			status: http.StatusBadRequest, Title: titleProcess, Details: "The request body could not be read", err: err,
+			status: http.StatusBadRequest, Title: title, Details: "The request body could not be read", err: err,
 		}
 	}
-	doc, err := codec.Decode(e.d, mediaType, body)
-	if err == nil {
-		return doc, nil
-	}
+	return body, nil
+}
+
+// undecodable is the answer to a body that the codec refused with err.
+func undecodable(title string, err error) error {
 	if errors.Is(err, codec.ErrMediaType) {
-		return nil, errMediaType
+		return errMediaType
 	}
-	return nil, specProblem(titleProcess, err)
+	return specProblem(title, err)
 }
 
 // specProblem answers what is wrong with a body field by field, or that this side failed.

@@ -334,3 +334,21 @@ func FuzzLoadFile(f *testing.F) {
 		}
 	})
 }
+
+func TestAStructInSeveralPlacesTakesItsVariablesFromThem(t *testing.T) {
+	type grant struct {
+		Users []string `yaml:"users" env:"_USERS" doc:"who may"`
+	}
+	type rights struct {
+		Read  grant `yaml:"read" env:"MERIDIAN_READ"`
+		Write grant `yaml:"write" env:"MERIDIAN_WRITE"`
+	}
+	got, err := config.Load(rights{}, []string{"--write-users=joe"}, []string{"MERIDIAN_READ_USERS=jane,jim", "MERIDIAN_WRITE_USERS=jim"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := rights{Read: grant{Users: []string{"jane", "jim"}}, Write: grant{Users: []string{"joe"}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -31,9 +31,11 @@ func (f field) flag() string {
 
 // fields lists the leaves of v, a struct, in the order they are declared. It panics on a struct that breaks the rules
 // of the package: that is a mistake of ours, which any test that loads the struct finds.
-func fields(v reflect.Value) []field { return appendFields(nil, v, "") }
+func fields(v reflect.Value) []field { return appendFields(nil, v, "", "") }
 
-func appendFields(fs []field, v reflect.Value, prefix string) []field {
+// appendFields puts prefix before the paths of v's fields, and envPrefix before those of their variables that begin with
+// an underscore.
+func appendFields(fs []field, v reflect.Value, prefix, envPrefix string) []field {
 	for i := range v.NumField() {
 		sf := v.Type().Field(i)
 		name, _, _ := strings.Cut(sf.Tag.Get("yaml"), ",")
@@ -45,10 +47,13 @@ func appendFields(fs []field, v reflect.Value, prefix string) []field {
 		}
 		path := join(prefix, name)
 		if sf.Type.Kind() == reflect.Struct {
-			fs = appendFields(fs, v.Field(i), path)
+			fs = appendFields(fs, v.Field(i), path, sf.Tag.Get("env"))
 			continue
 		}
 		f := field{path: path, env: sf.Tag.Get("env"), doc: sf.Tag.Get("doc"), value: v.Field(i)}
+		if strings.HasPrefix(f.env, "_") {
+			f.env = envPrefix + f.env
+		}
 		if f.doc == "" || !supported(sf.Type) {
 			panic(fmt.Sprintf("config: %s has no doc tag, or the type %s, which the package does not know", path, sf.Type))
 		}
