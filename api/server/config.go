@@ -27,8 +27,11 @@ type Config struct {
 	ImportMaxBytes   int64 `yaml:"importMaxBytes" env:"MERIDIAN_API_IMPORT_MAX_BYTES" doc:"largest body of /import in bytes, 1024 or more; each resource in it is bounded by maxBodyBytes"`
 	RenderCacheBytes int64 `yaml:"renderCacheBytes" env:"MERIDIAN_API_RENDER_CACHE_BYTES" doc:"memory for rendered JSON in bytes, 0 or more"`
 
+	MaxWatches     int           `yaml:"maxWatches" env:"MERIDIAN_API_MAX_WATCHES" doc:"most lists that are watched (?watch=true) at the same time, 0 or more; beyond that 503"`
+	WatchHeartbeat time.Duration `yaml:"watchHeartbeat" env:"MERIDIAN_API_WATCH_HEARTBEAT" doc:"after how long without an event a watch sends a bookmark, so that the connection is not taken for dead"`
+
 	ReadTimeout     time.Duration `yaml:"readTimeout" env:"MERIDIAN_API_READ_TIMEOUT" doc:"longest time to receive a request"`
-	WriteTimeout    time.Duration `yaml:"writeTimeout" env:"MERIDIAN_API_WRITE_TIMEOUT" doc:"longest time from the end of the request's header to the end of the answer"`
+	WriteTimeout    time.Duration `yaml:"writeTimeout" env:"MERIDIAN_API_WRITE_TIMEOUT" doc:"longest time from the end of the request's header to the end of the answer; of a watch, for each write"`
 	IdleTimeout     time.Duration `yaml:"idleTimeout" env:"MERIDIAN_API_IDLE_TIMEOUT" doc:"how long an idle connection is kept open"`
 	ShutdownTimeout time.Duration `yaml:"shutdownTimeout" env:"MERIDIAN_API_SHUTDOWN_TIMEOUT" doc:"how long requests in flight may take to finish at shutdown"`
 }
@@ -81,6 +84,8 @@ func Default() Config {
 		MaxWrites:        1024,
 		ImportMaxBytes:   256 << 20,
 		RenderCacheBytes: 64 << 20,
+		MaxWatches:       10_000,
+		WatchHeartbeat:   30 * time.Second,
 		ReadTimeout:      30 * time.Second,
 		WriteTimeout:     time.Minute,
 		IdleTimeout:      2 * time.Minute,
@@ -122,10 +127,14 @@ func (c Config) Validate() []error {
 	if c.RenderCacheBytes < 0 {
 		bad("renderCacheBytes: %d is negative", c.RenderCacheBytes)
 	}
+	if c.MaxWatches < 0 {
+		bad("maxWatches: %d is negative", c.MaxWatches)
+	}
 	for _, t := range []struct {
 		name string
 		d    time.Duration
 	}{
+		{"watchHeartbeat", c.WatchHeartbeat},
 		{"readTimeout", c.ReadTimeout},
 		{"writeTimeout", c.WriteTimeout},
 		{"idleTimeout", c.IdleTimeout},

@@ -21,6 +21,7 @@ type metrics struct {
 	requests *prometheus.CounterVec   // route, method, code
 	duration *prometheus.HistogramVec // route, method
 	inFlight prometheus.Gauge
+	watches  prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) (metrics, error) {
@@ -31,19 +32,23 @@ func newMetrics(reg prometheus.Registerer) (metrics, error) {
 		}, []string{"route", "method", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "meridian_http_request_duration_seconds",
-			Help:    "Time from the header of a request to the end of its answer.",
+			Help:    "Time from the header of a request to the end of its answer, watches left out.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9), // 0.1 ms to 6.6 s
 		}, []string{"route", "method"}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meridian_http_requests_in_flight",
-			Help: "Requests that the HTTP API is working on.",
+			Help: "Requests that the HTTP API is working on, watches left out.",
+		}),
+		watches: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meridian_http_watches",
+			Help: "Lists that are being watched over the HTTP API.",
 		}),
 	}
 	if reg == nil {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight, m.watches} {
 		errs = append(errs, reg.Register(c))
 	}
 	return m, errors.Join(errs...)
@@ -115,7 +120,9 @@ func (s *Server) count(sw *statusWriter, r *http.Request, took time.Duration) {
 		method = "other"
 	}
 	s.metrics.requests.WithLabelValues(route, method, strconv.Itoa(max(sw.status, http.StatusOK))).Inc()
-	s.metrics.duration.WithLabelValues(route, method).Observe(took.Seconds())
+	if sw.Header().Get("Content-Type") != eventStream { // a watch takes as long as its client likes
+		s.metrics.duration.WithLabelValues(route, method).Observe(took.Seconds())
+	}
 	if s.log.Enabled(r.Context(), slog.LevelDebug) {
 		s.log.DebugContext(r.Context(), "request",
 			"method", r.Method, "path", r.URL.Path, "route", route, "status", sw.status, "bytes", sw.bytes,

@@ -131,6 +131,9 @@ func (v overview) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if on, err := boolQuery(query, "watch", v.titleMany); on || err != nil {
+		return invalidQuery(v.titleMany, "watch", "is not available for overviews: watch the resources and their insights")
+	}
 	snap := v.store.Snapshot()
 	tag := ""
 	if v.zones == nil || v.insight.Name != resource.ZoneInsight { // those are overlaid by the live sessions

@@ -438,6 +438,7 @@ func TestRequestsAreCountedByRoutePattern(t *testing.T) {
 		"request_duration_seconds other unmatched":                   1,
 		"request_duration_seconds POST unmatched":                    1,
 		"requests_in_flight ":                                        0,
+		"watches ":                                                   0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

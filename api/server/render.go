@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 
 	"github.com/maypok86/otter/v2"
@@ -34,6 +35,8 @@ const (
 	formResource form = iota
 	formOverview
 	formService
+	formLine
+	formServiceLine
 )
 
 // entryOverheadBytes is charged for each entry beside its bytes: key, node and slice headers.
@@ -79,6 +82,26 @@ func (c *renders) item(k renderKey, render func() ([]byte, error)) ([]byte, erro
 // resource returns rec as a list's item.
 func (c *renders) resource(d *resource.Descriptor, rec *store.Record) ([]byte, error) {
 	return c.item(renderKey{main: rec}, func() ([]byte, error) { return codec.EncodeItem(d, rec) })
+}
+
+// line returns rec as one line of JSON.
+func (c *renders) line(d *resource.Descriptor, rec *store.Record) ([]byte, error) {
+	return c.item(renderKey{main: rec, form: formLine}, func() ([]byte, error) {
+		item, err := codec.EncodeItem(d, rec)
+		if err != nil {
+			return nil, fmt.Errorf("encode: %w", err)
+		}
+		return oneLine(item)
+	})
+}
+
+func oneLine(doc []byte) ([]byte, error) {
+	var b bytes.Buffer
+	b.Grow(len(doc))
+	if err := json.Compact(&b, doc); err != nil {
+		return nil, fmt.Errorf("put on one line: %w", err)
+	}
+	return b.Bytes(), nil
 }
 
 // writeItem writes a list's item as a resource on its own, and the final newline: codec.Single without the copy.

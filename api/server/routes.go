@@ -30,11 +30,12 @@ func (s *Server) routes() http.Handler {
 	mux.NotFound(s.handle(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
 	mux.MethodNotAllowed(s.handle(func(_ http.ResponseWriter, r *http.Request) error { return methodNotAllowed(r) }))
 
-	get := func(pattern string, h handlerFunc) {
-		f := s.handle(producesJSON(h))
+	read := func(pattern string, h handlerFunc) {
+		f := s.handle(h)
 		mux.Get(pattern, f)
 		mux.Head(pattern, f)
 	}
+	get := func(pattern string, h handlerFunc) { read(pattern, producesJSON(h)) }
 	all := resource.All()
 	for i := range all {
 		d := &all[i]
@@ -46,10 +47,11 @@ func (s *Server) routes() http.Handler {
 		if d.Name == resource.ServiceInsight {
 			list, one = e.listServices, e.getService
 		}
-		get("/"+d.Path, list)
+		list = e.watchable(list)
+		read("/"+d.Path, list)
 		item := "/" + d.Path + "/{name}"
 		if d.Scope == resource.ScopeMesh {
-			get("/meshes/{mesh}/"+d.Path, list)
+			read("/meshes/{mesh}/"+d.Path, list)
 			item = "/meshes/{mesh}/" + d.Path + "/{name}"
 		}
 		get(item, one)
@@ -125,6 +127,7 @@ func methodNotAllowed(r *http.Request) error {
 	}
 }
 
+// acceptsJSON reports whether Accept is missing or leaves room for application/json.
 func acceptsJSON(r *http.Request) bool { return accepts(r, "application/json") }
 
 // accepts reports whether Accept is missing or leaves room for a media type.

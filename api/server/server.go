@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -97,10 +98,13 @@ type Server struct {
 	http     listener
 	https    listener
 
+	stopping chan struct{} // closed when Run begins to stop: what would wait for long ends now
+
 	// Safe for concurrent use.
 	tokens      *tokens.Authority
 	clientCerts *tlsconf.ClientCerts // nil: nobody is asked for one
 	renders     *renders
+	watches     atomic.Int64         // lists that are being watched
 	// writes holds a token for each write that is being worked on.
 	writes chan struct{}
 	// importing holds a token while an import is on its way: one at a time, so that memory for one is enough.
@@ -146,6 +150,7 @@ func New(o Options) (*Server, error) {
 
 		writes:    make(chan struct{}, o.MaxWrites),
 		importing: make(chan struct{}, 1),
+		stopping:  make(chan struct{}),
 	}
 	if o.Access != nil {
 		s.access = o.Access.Static
@@ -222,11 +227,17 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// Run serves until ctx ends or a listener fails. Then no connection is accepted any more and requests in flight get
-// ShutdownTimeout to finish; the rest is cut off. It returns nil after a shutdown that ctx asked for.
+// Run serves until ctx ends or a listener fails. Then no connection is accepted any more, watches end, and requests in
+// flight get ShutdownTimeout to finish; the rest is cut off. It returns nil after a shutdown that ctx asked for. It is
+// called at most once.
 func (s *Server) Run(ctx context.Context) error {
 	s.announceAccess(ctx)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		<-ctx.Done()
+		close(s.stopping)
+		return nil
+	})
 	for _, l := range []listener{s.http, s.https} {
 		if l.ln == nil {
 			continue

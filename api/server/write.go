@@ -255,8 +255,8 @@ func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (writ
 	return written{status: http.StatusOK}, nil
 }
 
-// goes is one resource that a deletion takes along.
-type goes struct {
+// resourceKey names a resource in JSON.
+type resourceKey struct {
 	Type string `json:"type"`
 	Mesh string `json:"mesh,omitempty"`
 	Name string `json:"name"`
@@ -265,13 +265,13 @@ type goes struct {
 // wouldGo answers a DELETE that is only tried: with all that would be deleted, as a list, what was named first.
 func (e endpoint) wouldGo(p plan, a *audit) (written, error) {
 	list := struct {
-		Total int     `json:"total"`
-		Items []goes  `json:"items"`
-		Next  *string `json:"next"` // always null: it is all of them
-	}{Items: []goes{}}
+		Total int           `json:"total"`
+		Items []resourceKey `json:"items"`
+		Next  *string       `json:"next"` // always null: it is all of them
+	}{Items: []resourceKey{}}
 	for _, op := range p.ops {
 		if _, ok := resource.Lookup(resource.Type(op.Key.Type)); ok && op.Record == nil { // not what is kept about synchronisation
-			list.Items = append(list.Items, goes{op.Key.Type, op.Key.Mesh, op.Key.Name})
+			list.Items = append(list.Items, resourceKey{op.Key.Type, op.Key.Mesh, op.Key.Name})
 		}
 	}
 	list.Total = len(list.Items)

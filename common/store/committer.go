@@ -29,6 +29,8 @@ type Store struct {
 	// Owned by the committer goroutine.
 	compact compactor
 
+	bells bells
+
 	head   atomic.Pointer[Snapshot]
 	failed atomic.Pointer[error] // set once, by the committer, when an append fails
 }
@@ -159,6 +161,7 @@ func (s *Store) Close() error { return s.close() }
 func (s *Store) shutDown() error {
 	close(s.closing)
 	<-s.done
+	s.bells.ringAll()
 	s.metrics.unregister()
 	if err := s.backend.Close(); err != nil {
 		return fmt.Errorf("close store: %w", err)
@@ -232,6 +235,7 @@ func (s *Store) publish(g *group) {
 		next:       make(chan struct{}),
 	})
 	close(g.base.next)
+	s.bells.ring(g.batches)
 }
 
 // Waiting is how many updates wait for the committer.

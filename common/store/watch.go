@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 )
 
 // Changes is a step of a Watch: the last change of each key in (From, To].
@@ -57,6 +58,63 @@ func (s *Store) Watch(ctx context.Context, from Revision, types ...string) iter.
 				closed = true // once more: the last batch may have come in between
 			}
 		}
+	}
+}
+
+// Changed returns a channel that is closed once a batch that changes the type has been published, or the store is
+// closed. Whoever waits for a change takes the channel first and then looks at a snapshot, so that nothing can fall in
+// between. Snapshot.Next tells of every batch; with thousands of waiters, waking them all for each is what would cost.
+func (s *Store) Changed(typ string) <-chan struct{} { return s.bells.of(typ) }
+
+// bells are the channels of [Store.Changed]: one per type that is waited for, shared by all who wait.
+type bells struct {
+	mu    sync.Mutex // guards what follows
+	byTyp map[string]chan struct{}
+}
+
+func (b *bells) of(typ string) <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	bell := b.byTyp[typ]
+	if bell == nil {
+		if b.byTyp == nil {
+			b.byTyp = make(map[string]chan struct{})
+		}
+		bell = make(chan struct{})
+		b.byTyp[typ] = bell
+	}
+	return bell
+}
+
+// ring wakes who waits for a type that batches change.
+func (b *bells) ring(batches []Batch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, batch := range batches {
+		if len(b.byTyp) == 0 {
+			return
+		}
+		for _, r := range batch.Puts {
+			b.ringLocked(r.Key.Type)
+		}
+		for _, t := range batch.Deletes {
+			b.ringLocked(t.Key.Type)
+		}
+	}
+}
+
+func (b *bells) ringLocked(typ string) {
+	if bell := b.byTyp[typ]; bell != nil {
+		close(bell)
+		delete(b.byTyp, typ)
+	}
+}
+
+func (b *bells) ringAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for typ := range b.byTyp {
+		b.ringLocked(typ)
 	}
 }
 
