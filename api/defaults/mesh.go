@@ -19,6 +19,7 @@ import (
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/tokens"
+	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -33,9 +34,8 @@ const (
 	keyBits = rsakeys.Bits
 	caLife  = 10 * 365 * 24 * time.Hour
 
-	// What an operator may choose for a builtin authority. A larger key takes seconds to find, and whoever may write a
-	// mesh could keep the plane busy with it.
-	minCABits, maxCABits = 2048, 4096
+	// What an operator may choose for a builtin authority.
+	minCABits, maxCABits = validate.MinRSABits, validate.MaxRSABits
 )
 
 // MeshWrite is a mesh that is about to be stored.

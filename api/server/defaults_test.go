@@ -239,7 +239,7 @@ func TestTheCommitterDoesNotWaitForKeys(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.want(201, http.MethodPut, "/meshes/demo", plainMesh) })
 	<-asked
-	p.want(201, http.MethodPut, "/meshes/other/retries/r", `{"type":"Retry","name":"r","mesh":"other"}`)
+	p.want(201, http.MethodPut, "/meshes/other/retries/r", `{"type":"Retry","name":"r","mesh":"other",`+every+`,"conf":{"tcp":{"maxConnectAttempts":2}}}`)
 	close(release)
 	wg.Wait()
 }

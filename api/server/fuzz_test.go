@@ -7,10 +7,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/validate/validatetest"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
 )
@@ -41,6 +43,10 @@ func FuzzPut(f *testing.F) {
 	all := resource.All()
 	for i := range all {
 		f.Add(uint8(i), false, bodyOf(f, &all[i], "demo", "x"))
+	}
+	for _, c := range validatetest.Cases() {
+		row := slices.IndexFunc(all, func(d resource.Descriptor) bool { return d.Name == c.Type })
+		f.Add(uint8(row), true, strings.Replace(c.Body, "name: "+validatetest.Mesh, "name: x", 1))
 	}
 	f.Add(uint8(1), true, "type: Mesh\nname: x\n")
 	f.Add(uint8(1), true, "&a [*a, *a]")

@@ -17,6 +17,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/codec"
 	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
@@ -303,6 +304,11 @@ func (s *Server) decodePart(part codec.Part, mediaType string, now time.Time) (i
 	}
 	if d.Scope == resource.ScopeMesh && doc.Mesh == "" && len(it.causes) == 0 {
 		it.causes = append(it.causes, cause{"mesh", "must be defined"})
+	}
+	if len(it.causes) == 0 {
+		for _, v := range validate.Spec(d, it.draft.key, doc.Spec) {
+			it.causes = append(it.causes, cause{v.Field, v.Message})
+		}
 	}
 	return it, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
@@ -91,6 +92,13 @@ func (e endpoint) planPut(v view, d draft) (plan, error) {
 	if err != nil {
 		return plan{}, internal(title, err)
 	}
+	rec := &store.Record{Key: d.key, Spec: spec, Labels: d.labels, Created: d.now, Modified: d.now}
+	unchanged := exists && bytes.Equal(old.Spec, spec) && maps.Equal(old.Labels, d.labels)
+	if !unchanged { // what is there already may stay, whatever became of the others since
+		if found := validate.State(v, e.d, rec, old); len(found) > 0 {
+			return plan{}, violated(title, found)
+		}
+	}
 	extra, needs, err := e.belongings(v, d, spec, !exists)
 	if err != nil {
 		return plan{}, specProblem(title, err)
@@ -98,10 +106,9 @@ func (e endpoint) planPut(v view, d draft) (plan, error) {
 	if d.pre.set() && !d.pre.hold(e.tagOf(old)) {
 		return plan{}, preconditionFailed(title)
 	}
-	if exists && bytes.Equal(old.Spec, spec) && maps.Equal(old.Labels, d.labels) {
+	if unchanged {
 		return plan{outcome: outcomeUnchanged, record: old, ops: extra, needs: needs}, nil
 	}
-	rec := &store.Record{Key: d.key, Spec: spec, Labels: d.labels, Created: d.now, Modified: d.now}
 	p := plan{outcome: outcomeCreated, record: rec, needs: needs}
 	if exists {
 		rec.Created, rec.Version, rec.CreateRevision = old.Created, old.Version, old.CreateRevision

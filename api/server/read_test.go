@@ -404,7 +404,7 @@ func TestRequestsAreCountedByRoutePattern(t *testing.T) {
 	p.seed(record(t, resource.Mesh, "", "demo", "", nil))
 	p.do(http.MethodGet, "/meshes/demo/retries/a", "")
 	p.do(http.MethodGet, "/meshes/demo/retries/b", "")
-	p.do(http.MethodPut, "/meshes/demo/retries/a", `{"type":"Retry","name":"a","mesh":"demo"}`)
+	p.do(http.MethodPut, "/meshes/demo/retries/a", `{"type":"Retry","name":"a","mesh":"demo",`+every+`,"conf":{"tcp":{"maxConnectAttempts":2}}}`)
 	p.do(http.MethodGet, "/trafficpermissions", "")
 	p.do(http.MethodGet, "/who/knows", "")
 	p.do("BREW", "/who/knows", "")

@@ -230,6 +230,9 @@ func bodyOf(t testing.TB, d *resource.Descriptor, mesh, name string) string {
 	return string(out)
 }
 
+// every is what most policies begin with: they are for all connections.
+const every = `"sources":[{"match":{"kuma.io/service":"*"}}],"destinations":[{"match":{"kuma.io/service":"*"}}]`
+
 // itemPath is the path of one resource.
 func itemPath(d *resource.Descriptor, mesh, name string) string {
 	if d.Scope == resource.ScopeMesh {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/validate/validatetest"
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
@@ -187,7 +189,9 @@ func TestARestoredPlaneIsTheSame(t *testing.T) {
 
 func TestAnImportTakesWhatKumactlExports(t *testing.T) {
 	p := newPlane(t, resource.Global)
-	got := p.imports("", `# Product: Kuma, Version: 2.7.1, Hostname: cp, ClusterId: 1, InstanceId: cp-1
+	cert, key := validatetest.Authority()
+	got := p.imports("", strings.NewReplacer("CERT", base64.StdEncoding.EncodeToString([]byte(cert)),
+		"KEY", base64.StdEncoding.EncodeToString([]byte(key))).Replace(`# Product: Kuma, Version: 2.7.1, Hostname: cp, ClusterId: 1, InstanceId: cp-1
 ---
 creationTime: "2024-03-01T10:15:30.606217+02:00"
 modificationTime: "2024-03-01T10:15:30.606217+02:00"
@@ -208,13 +212,13 @@ skipCreatingInitialPolicies:
 type: Mesh
 ---
 creationTime: "2024-03-01T10:15:31Z"
-data: aGVsbG8=
+data: CERT
 mesh: default
 modificationTime: "2024-03-01T10:15:31Z"
 name: provided-cert
 type: Secret
 ---
-data: aGVsbG8=
+data: KEY
 mesh: default
 name: provided-key
 type: Secret
@@ -230,7 +234,7 @@ spec:
   targetRef:
     kind: Mesh
 type: MeshTrafficPermission
-`)
+`))
 	if got.Created != 4 || len(got.Types) != 3 {
 		t.Fatalf("got %+v", got)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/codec"
 	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
@@ -149,6 +150,13 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written
 	}
 	if err := e.allow(a.user, e.d); err != nil {
 		return written{}, err
+	}
+	if found := validate.Spec(e.d, key, doc.Spec); len(found) > 0 {
+		title := titleUpdate
+		if _, exists := snap.Get(key); !exists {
+			title = titleCreate
+		}
+		return written{}, violated(title, found)
 	}
 	d := draft{key: key, spec: doc.Spec, labels: doc.Labels, now: time.Now().UTC(), pre: pre}
 	p, err := e.planPut(snap, d)
@@ -334,8 +342,13 @@ func specProblem(title string, err error) error {
 	if !ok {
 		return internal(title, err)
 	}
-	causes := make([]cause, len(violations.Violations))
-	for i, v := range violations.Violations {
+	return violated(title, violations.Violations)
+}
+
+// violated answers what is wrong with a resource.
+func violated(title string, violations []codec.Violation) *problem {
+	causes := make([]cause, len(violations))
+	for i, v := range violations {
 		causes[i] = cause{v.Field, v.Message}
 	}
 	return invalid(title, causes...)

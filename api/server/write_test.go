@@ -70,7 +70,7 @@ func TestAPutIsRefusedWithAllThatIsWrong(t *testing.T) {
 		},
 		{
 			name: "the mesh must exist", target: "/meshes/none/retries/web",
-			body: `{"type":"Retry","name":"web","mesh":"none"}`,
+			body: `{"type":"Retry","name":"web","mesh":"none",` + every + `,"conf":{"tcp":{"maxConnectAttempts":2}}}`,
 			want: problem{Title: titleCreate, Details: "Mesh is not found", status: 400, Causes: []cause{
 				{"mesh", "mesh of name none is not found"},
 			}},
@@ -163,8 +163,9 @@ func TestABodyThatIsNoResourceIs400NamingTheFieldOrPosition(t *testing.T) {
 func TestTheContentTypeOfABodyDecides(t *testing.T) {
 	const (
 		path  = "/meshes/demo/retries/web"
-		asIs  = `{"type":"Retry","name":"web","mesh":"demo"}`
-		plain = "type: Retry\nname: web\nmesh: demo\nconf:\n  http:\n    numRetries: 5\n"
+		asIs  = `{"type":"Retry","name":"web","mesh":"demo",` + every + `,"conf":{"http":{"numRetries":5}}}`
+		plain = "type: Retry\nname: web\nmesh: demo\nsources: [{match: {kuma.io/service: a}}]\n" +
+			"destinations:\n- match:\n    kuma.io/service: b\nconf:\n  http:\n    numRetries: 5\n"
 	)
 	p := withMesh(t, resource.Global)
 	for _, tc := range []struct {
@@ -210,7 +211,7 @@ func TestTheContentTypeOfABodyDecides(t *testing.T) {
 func TestUnknownFieldsAreAcceptedWithAWarning(t *testing.T) {
 	p := withMesh(t, resource.Global)
 	a := p.want(201, http.MethodPut, "/meshes/demo/retries/web",
-		`{"type":"Retry","name":"web","mesh":"demo","colour":"red","conf":{"x\ny":1}}`)
+		`{"type":"Retry","name":"web","mesh":"demo",`+every+`,"colour":"red","conf":{"tcp":{"maxConnectAttempts":2},"x\ny":1}}`)
 	want := []string{`299 - "unknown field colour"`}
 	if diff := cmp.Diff(want, a.Header["Warning"][:1]); diff != "" {
 		t.Error(diff)
@@ -226,7 +227,7 @@ func TestUnknownFieldsAreAcceptedWithAWarning(t *testing.T) {
 	for i := range 50 {
 		fmt.Fprintf(&many, `,"f%d%s":1`, i, strings.Repeat("x", 1000))
 	}
-	a = p.want(200, http.MethodPut, "/meshes/demo/retries/web", `{"type":"Retry","name":"web","mesh":"demo"`+many.String()+`}`)
+	a = p.want(200, http.MethodPut, "/meshes/demo/retries/web", `{"type":"Retry","name":"web","mesh":"demo",`+every+`,"conf":{"tcp":{"maxConnectAttempts":2}}`+many.String()+`}`)
 	if w := a.Header["Warning"]; len(w) != maxWarnings+1 || len(w[0]) > 300 || w[maxWarnings] != `299 - "30 more unknown fields"` {
 		t.Errorf("%d warnings, the last is %q", len(w), w[len(w)-1])
 	}
@@ -235,14 +236,14 @@ func TestUnknownFieldsAreAcceptedWithAWarning(t *testing.T) {
 func TestAPutThatChangesNothingCommitsNothing(t *testing.T) {
 	p := withMesh(t, resource.Global)
 	const path = "/meshes/demo/retries/web"
-	body := `{"type":"Retry","name":"web","mesh":"demo","labels":{"a":"1"},"conf":{"http":{"numRetries":5}}}`
+	body := `{"type":"Retry","name":"web","mesh":"demo","labels":{"a":"1"},` + every + `,"conf":{"http":{"numRetries":5}}}`
 	p.want(201, http.MethodPut, path, body)
 	before := p.want(200, http.MethodGet, path, "").Body
 	rev := p.store.Snapshot().Revision()
 
 	p.want(200, http.MethodPut, path, body)
 	p.want(200, http.MethodPut, path,
-		`{"conf":{"http":{"numRetries":5.0}},"labels":{"a":"1"},"mesh":"demo","name":"web","type":"Retry","creationTime":"2001-01-01T00:00:00Z"}`)
+		`{"conf":{"http":{"numRetries":5.0}},"labels":{"a":"1"},"mesh":"demo","name":"web","type":"Retry","creationTime":"2001-01-01T00:00:00Z",`+every+`}`)
 	if diff := cmp.Diff(before, p.want(200, http.MethodGet, path, "").Body); diff != "" {
 		t.Error(diff)
 	}
@@ -259,12 +260,12 @@ func TestAPutThatChangesNothingCommitsNothing(t *testing.T) {
 func TestAnUpdateKeepsTheCreationTimeAndReplacesTheRest(t *testing.T) {
 	p := withMesh(t, resource.Global)
 	const path = "/meshes/demo/retries/web"
-	p.want(201, http.MethodPut, path, `{"type":"Retry","name":"web","mesh":"demo","labels":{"a":"1"},"conf":{"http":{"numRetries":5}}}`)
+	p.want(201, http.MethodPut, path, `{"type":"Retry","name":"web","mesh":"demo","labels":{"a":"1"},`+every+`,"conf":{"http":{"numRetries":5}}}`)
 	first := object(t, p.want(200, http.MethodGet, path, "").Body)
 	if first["creationTime"] != first["modificationTime"] {
 		t.Errorf("a new resource has times %v and %v", first["creationTime"], first["modificationTime"])
 	}
-	p.want(200, http.MethodPut, path, `{"type":"Retry","name":"web","mesh":"demo","conf":{"tcp":{"maxConnectAttempts":2}}}`)
+	p.want(200, http.MethodPut, path, `{"type":"Retry","name":"web","mesh":"demo",`+every+`,"conf":{"tcp":{"maxConnectAttempts":2}}}`)
 	second := object(t, p.want(200, http.MethodGet, path, "").Body)
 	if first["creationTime"] != second["creationTime"] || first["modificationTime"] == second["modificationTime"] {
 		t.Errorf("times went from %v to %v", first, second)
@@ -305,7 +306,7 @@ func TestResourcesOfOtherPlanesCannotBeWritten(t *testing.T) {
 func TestAnExistingResourceKeepsItsUnusualName(t *testing.T) {
 	p := withMesh(t, resource.Global)
 	p.seed(record(t, "Retry", "demo", "Old.Name", "", nil))
-	p.want(200, http.MethodPut, "/meshes/demo/retries/Old.Name", `{"type":"Retry","name":"Old.Name","mesh":"demo"}`)
+	p.want(200, http.MethodPut, "/meshes/demo/retries/Old.Name", `{"type":"Retry","name":"Old.Name","mesh":"demo",`+every+`,"conf":{"tcp":{"maxConnectAttempts":2}}}`)
 	p.want(200, http.MethodDelete, "/meshes/demo/retries/Old.Name", "")
 }
 
@@ -326,7 +327,7 @@ func TestAZoneAddsItsNameToDataplanes(t *testing.T) {
 	body := `{"type":"Dataplane","name":"dp","mesh":"demo","networking":{"address":"10.0.0.1","inbound":[
 		{"port":80,"tags":{"kuma.io/service":"a","kuma.io/zone":"elsewhere"},"serviceProbe":{"tcp":{}}},
 		{"port":81,"tags":{"kuma.io/service":"b"},"serviceProbe":{"tcp":{}},"health":{"ready":true}},
-		{"port":82}]}}`
+		{"port":82,"tags":{"service":"old"}}]}}`
 	p.want(201, http.MethodPut, path, body)
 	inbound := func() []any {
 		net := object(t, p.want(200, http.MethodGet, path, "").Body)["networking"].(map[string]any)
@@ -341,7 +342,7 @@ func TestAZoneAddsItsNameToDataplanes(t *testing.T) {
 			"port": 81.0, "tags": map[string]any{"kuma.io/service": "b", "kuma.io/zone": "zone-1"},
 			"serviceProbe": map[string]any{"tcp": map[string]any{}}, "health": map[string]any{"ready": true},
 		},
-		map[string]any{"port": 82.0, "tags": map[string]any{"kuma.io/zone": "zone-1"}},
+		map[string]any{"port": 82.0, "tags": map[string]any{"service": "old", "kuma.io/zone": "zone-1"}},
 	}
 	if diff := cmp.Diff(want, inbound()); diff != "" {
 		t.Error(diff)
@@ -543,7 +544,7 @@ func TestOfManyConcurrentPutsOneCreates(t *testing.T) {
 	for i := range statuses {
 		wg.Go(func() {
 			statuses[i] = p.do(http.MethodPut, "/meshes/demo/retries/web",
-				fmt.Sprintf(`{"type":"Retry","name":"web","mesh":"demo","conf":{"http":{"numRetries":%d}}}`, i)).Status
+				fmt.Sprintf(`{"type":"Retry","name":"web","mesh":"demo",`+every+`,"conf":{"http":{"numRetries":%d}}}`, i+1)).Status
 		})
 	}
 	wg.Wait()
@@ -565,8 +566,8 @@ func TestNoResourceIsCreatedInAMeshThatIsBeingDeleted(t *testing.T) {
 		for i := range 8 {
 			wg.Go(func() {
 				path := fmt.Sprintf("/meshes/demo/retries/r%d", i)
-				a := p.do(http.MethodPut, path, fmt.Sprintf(`{"type":"Retry","name":"r%d","mesh":"demo"}`, i))
-				if a.Status != 201 && a.Status != 400 {
+				a := p.do(http.MethodPut, path, fmt.Sprintf(`{"type":"Retry","name":"r%d","mesh":"demo",`+every+`,"conf":{"tcp":{"maxConnectAttempts":2}}}`, i))
+				if a.Status != 201 && (a.Status != 400 || !strings.Contains(a.Body, "Mesh is not found")) {
 					t.Errorf("%s: %d %s", path, a.Status, a.Body)
 				}
 			})

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/common/model"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -38,7 +39,8 @@ func (r *report) mtls(at path, m *meshv1.Mesh_Mtls) {
 		item := backends.at(i)
 		names.add(item.field("name"), b.GetName())
 		if e := b.GetDpCert().GetRotation().GetExpiration(); e != "" {
-			r.expiration(at.field("dpcert.rotation.expiration"), e)
+			_, err := model.ParseDuration(e)
+			r.check(err == nil, at.field("dpcert.rotation.expiration"), "has to be a valid format")
 		}
 		r.notNegative(item.field("dpCert.requestTimeout"), b.GetDpCert().GetRequestTimeout())
 		r.notNegative(item.field("rootChain.requestTimeout"), b.GetRootChain().GetRequestTimeout())
@@ -54,8 +56,12 @@ func (r *report) mtls(at path, m *meshv1.Mesh_Mtls) {
 	}
 }
 
-// Sizes of RSA keys that a builtin authority may be asked for: below is weak, above takes minutes to make.
-const minRSABits, maxRSABits = 2048, 8192
+// The sizes of RSA keys that a builtin authority may be asked for. A smaller key is weak. A larger one takes seconds to
+// find, and whoever may write a mesh could keep the plane busy with it.
+const (
+	MinRSABits = 2048
+	MaxRSABits = 4096
+)
 
 func (r *report) builtinCA(at path, b *meshv1.CertificateAuthorityBackend) {
 	name := at.field("mtls.backends.name")
@@ -68,11 +74,12 @@ func (r *report) builtinCA(at path, b *meshv1.CertificateAuthorityBackend) {
 		return
 	}
 	if bits := conf.GetCaCert().GetRSAbits(); bits != nil {
-		r.check(bits.GetValue() >= minRSABits && bits.GetValue() <= maxRSABits, at.field("caCert.RSAbits"),
-			fmt.Sprintf("must be in the range [%d, %d]", minRSABits, maxRSABits))
+		r.check(bits.GetValue() >= MinRSABits && bits.GetValue() <= MaxRSABits, at.field("caCert.RSAbits"),
+			fmt.Sprintf("must be in the range [%d, %d]", MinRSABits, MaxRSABits))
 	}
 	if e := conf.GetCaCert().GetExpiration(); e != "" {
-		r.expiration(at.field("caCert.expiration"), e)
+		life, err := model.ParseDuration(e)
+		r.check(err == nil && life > 0, at.field("caCert.expiration"), "must be a number above 0 and a unit, such as 10y or 30d")
 	}
 }
 

@@ -43,7 +43,6 @@ const (
 	msgUsedName      = `%q name is already used for another backend`
 	msgNoBackend     = "has to be set to one of the backends in the mesh"
 	msgProtocol      = `tag "kuma.io/protocol" has an invalid value %q. Allowed values: grpc, http, http2, kafka, tcp`
-	msgBadDuration   = "has to be a valid format"
 )
 
 func (r *report) notEmpty(at path, s string) bool { return r.check(s != "", at, msgEmpty) }
@@ -80,11 +79,6 @@ func (r *report) positive(at path, d *durationpb.Duration, message string) bool 
 func (r *report) notNegative(at path, d *durationpb.Duration) {
 	r.check(sign(d) >= 0, at, msgNotNegative)
 }
-
-// expiration checks how the lifetime of a certificate is written: a whole number and a unit.
-func (r *report) expiration(at path, s string) { r.check(lifetime.MatchString(s), at, msgBadDuration) }
-
-var lifetime = regexp.MustCompile(`^(0|\d{1,9}(y|w|d|h|m|s|ms))$`)
 
 // regex wants an expression that the proxy can compile. Envoy's are RE2, as Go's are.
 func (r *report) regex(at path, expr, message string) {

@@ -160,7 +160,9 @@ func meshCases() []Case {
 		refuse("Mesh mtls.backends[i].conf.mtls.backends.name #2", builtin("mtls.backends[0].name = A_"),
 			"mtls.backends[0].conf.mtls.backends.name", `"A_" name must be valid dns name`),
 		refuse("Mesh mtls.backends[i].conf.caCert.RSAbits", builtin("mtls.backends[0].conf = {caCert: {RSAbits: 100000}}"),
-			"mtls.backends[0].conf.caCert.RSAbits", "must be in the range [2048, 8192]").differs("sizes of RSA keys have bounds"),
+			"mtls.backends[0].conf.caCert.RSAbits", "must be in the range [2048, 4096]").differs("sizes of RSA keys have bounds"),
+		refuse("Mesh mtls.backends[i].conf.caCert.expiration", builtin("mtls.backends[0].conf = {caCert: {expiration: soon}}"),
+			"mtls.backends[0].conf.caCert.expiration", "must be a number above 0 and a unit, such as 10y or 30d").differs("lifetimes of builtin authorities are checked"),
 		refuse("Mesh mtls.backends[i].conf.caCert.expiration", builtin("mtls.backends[0].conf = {caCert: {expiration: 10}}"),
 			"mtls.backends[0].conf", "could not parse config: invalid value for string field expiration: 10").differs("a configuration of the wrong form is refused for every kind of backend"),
 		refuse("Mesh mtls", "routing = {zoneEgress: true}", "mtls", "has to be set when zoneEgress enabled"),
@@ -211,7 +213,7 @@ func authorityCases() []Case {
 			"beside the enabled one, then make it the enabledBackend while both stay listed, and remove the old one " +
 			"when all proxies have new certificates. Or disable mTLS first"
 	)
-	cert, key := pair(func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign })
+	cert, key := Authority()
 	leaf, leafKey := pair(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement })
 	provided := func(changes string) string {
 		return "mtls = {enabledBackend: a, backends: [{name: a, type: provided, conf: {cert: {secret: cert}, key: {secret: key}}}]}\n" + changes
@@ -265,6 +267,11 @@ func authorityCases() []Case {
 		accept("Mesh mtls.enabledBackend #2", "").was(one("a")),
 		accept("Mesh mtls.enabledBackend #2", one("a")).was(""),
 	}
+}
+
+// Authority makes the certificate and key of a certificate authority that a mesh may use, in PEM.
+func Authority() (cert, key string) {
+	return pair(func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign })
 }
 
 // pair makes a certificate that signs itself, and its key, in PEM.
