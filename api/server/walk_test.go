@@ -177,7 +177,33 @@ func TestEveryDocumentedPathAnswers(t *testing.T) {
 			for _, s := range singles {
 				w.read(s.path, s.status, s.title)
 			}
+			w.tokens()
 		})
+	}
+}
+
+// tokens checks the paths that issue tokens: the only ones that are asked by POST. What they need is named.
+func (w walker) tokens() {
+	w.t.Helper()
+	for path, field := range map[string]string{
+		"/tokens": "mesh", "/tokens/dataplane": "mesh", "/tokens/zone": "scope", "/tokens/zone-ingress": "zone", "/tokens/user": "name",
+	} {
+		for _, method := range [...]string{http.MethodPost, http.MethodPut} {
+			a := w.do(method, path, "{}")
+			if a.Status != http.StatusBadRequest || object(w.t, a.Body)["title"] != "Invalid request" || !strings.Contains(a.Body, `"`+field+`"`) {
+				w.t.Errorf("%s %s: %d %s", method, path, a.Status, a.Body)
+			}
+		}
+		for _, method := range [...]string{http.MethodGet, http.MethodDelete} {
+			if a := w.do(method, path, ""); a.Status != http.StatusMethodNotAllowed || !strings.Contains(a.Header.Get("Allow"), "POST") {
+				w.t.Errorf("%s %s: %d, Allow %q", method, path, a.Status, a.Header.Get("Allow"))
+			}
+		}
+		w.want(http.StatusForbidden, http.MethodPost, path, "{}", "Remote: 10.0.0.1:1")
+	}
+	key := w.do(http.MethodPost, "/tokens/dataplane", `{"mesh":"`+notHere+`"}`)
+	if key.Status != http.StatusNotFound || object(w.t, key.Body)["title"] != "Signing Key not found" {
+		w.t.Errorf("a token for a mesh that is not there: %d %s", key.Status, key.Body)
 	}
 }
 
