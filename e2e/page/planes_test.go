@@ -89,7 +89,7 @@ func newPlanes(t *testing.T) *planes {
 		level = slog.LevelDebug
 	}
 	// Idle connections would keep goroutines.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
 	ps := &planes{
 		global: &plane{kind: resource.Global, dir: t.TempDir(), port: freePort(t), client: client},
 		zone:   &plane{kind: resource.Zone, dir: t.TempDir(), port: freePort(t), client: client},
@@ -203,7 +203,7 @@ func (p *plane) try(method, path, body string, headers ...[2]string) (answer, er
 // eventually repeats what waits for the other plane until it says "".
 func eventually(t *testing.T, what string, f func() string) bool {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for {
 		complaint := f()
 		if complaint == "" {
