@@ -32,6 +32,7 @@ func (t tally) add(name string, status dataplane.Status, n int) {
 type mesh struct {
 	proxies   map[string]*proxy // by name of the Dataplane
 	externals map[string]*entry // by name of the ExternalService
+	numbers   map[string]int    // of the resources of each further type, external services among them; none are 0
 
 	all, standard, gateway stat
 	kumaDP, envoy          tally
@@ -44,14 +45,29 @@ type mesh struct {
 
 func newMesh() *mesh {
 	return &mesh{
-		proxies: make(map[string]*proxy), externals: make(map[string]*entry),
+		proxies: make(map[string]*proxy), externals: make(map[string]*entry), numbers: make(map[string]int),
 		kumaDP: make(tally), envoy: make(tally), issued: make(tally), supported: make(tally),
 		services: make(map[string]*service),
 	}
 }
 
 // empty reports whether nothing is counted.
-func (m *mesh) empty() bool { return len(m.proxies) == 0 && len(m.externals) == 0 }
+func (m *mesh) empty() bool {
+	return len(m.proxies) == 0 && len(m.externals) == 0 && len(m.numbers) == 0
+}
+
+// setNumber tells how many resources of a type there are, and reports whether that is news.
+func (m *mesh) setNumber(typ string, n int) bool {
+	if m.numbers[typ] == n {
+		return false
+	}
+	if n == 0 {
+		delete(m.numbers, typ)
+	} else {
+		m.numbers[typ] = n
+	}
+	return true
+}
 
 // proxy is what one dataplane adds to the counters of its mesh.
 type proxy struct {

@@ -119,8 +119,7 @@ func (in *Insights) follow(ctx context.Context) error {
 // countAll counts what is in snap, from nothing.
 func (in *Insights) countAll(snap *store.Snapshot) {
 	in.meshes, in.dirty = make(map[string]*mesh), make(map[string]struct{})
-	// Of the others it matters only that there are some. Insights are among them: what an earlier process left behind
-	// for a mesh that is gone goes too.
+	// Insights are among the types: what an earlier process left behind for a mesh that is gone goes.
 	for _, typ := range in.types {
 		if typ == string(resource.DataplaneInsight) { // counted with its dataplane
 			continue
@@ -133,21 +132,25 @@ func (in *Insights) countAll(snap *store.Snapshot) {
 
 // count takes in what snap says of a key that may have changed.
 func (in *Insights) count(snap *store.Snapshot, key store.Key) {
-	name := key.Mesh
+	name, changed := key.Mesh, true
 	switch resource.Type(key.Type) {
 	case resource.Mesh, resource.MeshInsight:
 		name = key.Name
+	case resource.ServiceInsight: // ours: it may have to be put back
 	case resource.Dataplane, resource.DataplaneInsight:
-		if p := in.proxy(snap, key); (p == nil && in.meshes[name] == nil) || !in.mesh(name).setProxy(key.Name, p) {
-			return
+		changed = in.mesh(name).setProxy(key.Name, in.proxy(snap, key))
+	default:
+		m := in.mesh(name)
+		changed = m.setNumber(key.Type, snap.Count(key.Type, name))
+		if key.Type == externalService && m.setExternal(key.Name, in.external(snap, key)) {
+			changed = true
 		}
-	case externalService:
-		if e := in.external(snap, key); (e == nil && in.meshes[name] == nil) || !in.mesh(name).setExternal(key.Name, e) {
-			return
-		}
-	default: // only their number counts
 	}
-	in.dirty[name] = struct{}{}
+	if changed {
+		in.dirty[name] = struct{}{}
+	} else if in.meshes[name].empty() {
+		delete(in.meshes, name)
+	}
 }
 
 func (in *Insights) mesh(name string) *mesh {
@@ -300,7 +303,7 @@ func (in *Insights) plan(snap *store.Snapshot, name string) (plan, error) {
 		p.ops = append(p.ops, store.Put(rec))
 	}
 
-	insight := m.meshInsight(name, snap)
+	insight := m.meshInsight()
 	if same, err := sameMeshInsight(snap, meshKey, insight); err != nil {
 		return plan{}, fmt.Errorf("mesh %q: %w", name, err)
 	} else if !same {

@@ -8,18 +8,15 @@ import (
 	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
-	"github.com/meridian-mesh/meridian/common/store"
 )
 
 var deterministic = proto.MarshalOptions{Deterministic: true}
 
-// meshInsight is the counters of the mesh of a name, with the policies that are in snap.
-func (m *mesh) meshInsight(name string, snap *store.Snapshot) *meshv1.MeshInsight {
-	policies := make(map[string]*meshv1.MeshInsight_PolicyStat)
-	for _, typ := range countedTypes() {
-		if n := snap.Count(typ, name); n > 0 {
-			policies[typ] = &meshv1.MeshInsight_PolicyStat{Total: uint32(n)} //nolint:gosec // no store holds that many
-		}
+// meshInsight is the counters of the mesh.
+func (m *mesh) meshInsight() *meshv1.MeshInsight {
+	policies := make(map[string]*meshv1.MeshInsight_PolicyStat, len(m.numbers)+1)
+	for typ, n := range m.numbers {
+		policies[typ] = &meshv1.MeshInsight_PolicyStat{Total: uint32(n)} //nolint:gosec // no store holds that many
 	}
 	// It is stored together with this one.
 	policies[string(resource.ServiceInsight)] = &meshv1.MeshInsight_PolicyStat{Total: 1}
@@ -33,18 +30,6 @@ func (m *mesh) meshInsight(name string, snap *store.Snapshot) *meshv1.MeshInsigh
 			Total: uint32(m.internal + len(m.externals)), Internal: uint32(m.internal), External: uint32(len(m.externals)), //nolint:gosec // counts of things in memory
 		},
 	}
-}
-
-// countedTypes are the types of which a MeshInsight says how many there are: all that live in meshes, but for the
-// proxies, which have counters of their own.
-func countedTypes() []string {
-	var types []string
-	for _, d := range resource.All() {
-		if d.Scope == resource.ScopeMesh && d.Name != resource.Dataplane && d.Name != resource.DataplaneInsight {
-			types = append(types, string(d.Name))
-		}
-	}
-	return types
 }
 
 func (s stat) message() *meshv1.MeshInsight_DataplaneStat {
