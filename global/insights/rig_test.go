@@ -25,6 +25,7 @@ type rig struct {
 	backend *backend
 	st      *store.Store
 	reg     *prometheus.Registry
+	in      *Insights       // owned by its Run until stop
 	bug     func(*Insights) // what a test of the tests breaks; nil: nothing
 	stop    func()
 }
@@ -33,7 +34,8 @@ type rig struct {
 type backend struct {
 	store.Backend
 	mu      sync.Mutex
-	broken  bool // nothing can be committed any more
+	broken  bool          // nothing can be committed any more
+	latency time.Duration // of a commit
 	commits []commit
 }
 
@@ -45,6 +47,7 @@ type commit struct {
 
 // Append implements [store.Backend].
 func (b *backend) Append(ctx context.Context, g store.Group) error {
+	time.Sleep(b.latency) // set before the store is used
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.broken {
@@ -90,13 +93,14 @@ func newRig(t testing.TB, o store.Options) *rig {
 
 func (r *rig) start() {
 	r.reg = prometheus.NewRegistry()
-	in := New(Options{
+	r.in = New(Options{
 		Store: r.st, Interval: time.Second, Domain: "mesh", VIPPort: 80, Registerer: r.reg,
 		Log: slog.New(slog.NewTextHandler(r.t.Output(), nil)),
 	})
 	if r.bug != nil {
-		r.bug(in)
+		r.bug(r.in)
 	}
+	in := r.in
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {

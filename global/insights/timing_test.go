@@ -2,6 +2,7 @@ package insights
 
 import (
 	"fmt"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,6 +72,46 @@ func TestABurstIsStoredOnceASecond(t *testing.T) {
 		}
 		if len(got) < 5 || len(got) > 7 {
 			t.Errorf("%d batches in five seconds", len(got))
+		}
+	})
+}
+
+// What a commit takes counts: the next batch begins a second after the one before began.
+func TestASlowDiskDoesNotStretchTheInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, store.Options{})
+		r.update(putMesh(t, "m"))
+		r.backend.latency = 300 * time.Millisecond
+		r.start()
+		defer r.close()
+		r.pass(time.Minute)
+		r.written()
+		r.update(put(t, resource.Dataplane, "m", "a", workload(good("web"))))
+		r.pass(500 * time.Millisecond)
+		r.update(put(t, resource.Dataplane, "m", "b", workload(good("web"))))
+		r.pass(time.Minute)
+		got := r.written()
+		if len(got) != 2 {
+			t.Fatalf("%d batches, want 2", len(got))
+		}
+		if gap := got[1].at.Sub(got[0].at); gap != time.Second {
+			t.Errorf("the batches are %s apart, want 1s", gap)
+		}
+	})
+}
+
+func TestAnInsightKeepsItsCreationTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := quiet(t)
+		defer r.close()
+		begin := time.Now()
+		r.update(put(t, resource.Dataplane, "m", "a", workload(good("web"))))
+		r.wait()
+		for _, k := range left(r, "m") {
+			rec, _ := r.st.Snapshot().Get(k)
+			if !rec.Created.Equal(begin.Add(-time.Minute)) || !rec.Modified.Equal(begin) {
+				t.Errorf("%s: created %s, modified %s; now is %s", k, rec.Created, rec.Modified, begin)
+			}
 		}
 	})
 }
@@ -225,6 +266,56 @@ func TestAMeshMadeAgainInOneStepHasNewInsights(t *testing.T) {
 		}
 		if !rec.Created.After(old.Created) {
 			t.Errorf("created at %s, the insight of the mesh before at %s", rec.Created, old.Created)
+		}
+	})
+}
+
+// The mesh changes between the snapshot that was counted and the commit: what was counted is not for it any more.
+func TestWhatWasCountedForAnotherMeshIsNotStored(t *testing.T) {
+	again := func(t testing.TB) []store.Op { return []store.Op{putMesh(t, "m")} }
+	for name, then := range map[string]func(testing.TB) []store.Op{"deleted": nil, "made again": again} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, store.Options{})
+			t.Cleanup(func() { _ = r.st.Close() })
+			r.update(putMesh(t, "m"))
+			in := New(Options{Store: r.st, Log: slog.New(slog.DiscardHandler)})
+			snap := r.st.Snapshot()
+			in.countAll(snap)
+			r.update(store.Delete(key(resource.Mesh, "", "m")))
+			if then != nil {
+				r.update(then(t)...)
+			}
+			if _, err := in.storeChanged(t.Context(), snap); err != nil {
+				t.Fatal(err)
+			}
+			if keys := left(r, "m"); len(keys) != 0 {
+				t.Errorf("stored: %v", keys)
+			}
+		})
+	}
+}
+
+func TestWhatIsGoneLeavesNothingInMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, store.Options{})
+		r.start()
+		defer r.close()
+		for i := range 10 {
+			mesh := fmt.Sprint("mesh-", i)
+			r.update(putMesh(t, mesh), put(t, resource.Dataplane, mesh, "a", workload(good("web"))), raw("TrafficRoute", mesh, "r")(t))
+			r.pass(2 * time.Second)
+			r.update(store.Delete(key(resource.Mesh, "", mesh)), store.Delete(key("TrafficRoute", mesh, "r")))
+			r.pass(2 * time.Second)
+			r.update(store.Delete(key(resource.Dataplane, mesh, "a")))
+			r.pass(2 * time.Second)
+			if i%2 == 0 {
+				r.update(put(t, resource.DataplaneInsight, mesh, "a", online.message())) // of nothing
+				r.pass(2 * time.Second)
+			}
+		}
+		r.stop()
+		if n := len(r.in.meshes); n != 0 {
+			t.Errorf("%d meshes are remembered", n)
 		}
 	})
 }
