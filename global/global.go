@@ -20,6 +20,7 @@ import (
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/component"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
@@ -189,12 +190,20 @@ func (g *Global) Run(ctx context.Context) error {
 		"revision", g.store.Snapshot().Revision(), "version", version.Get().Version)
 	return component.Run(ctx,
 		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
+		component.Component{Name: "validation", Run: g.validate},   // of what is stored; once
 		component.Component{Name: "zones", Run: g.zones.Run},       // sessions and insights
 		component.Component{Name: "insights", Run: g.insights.Run}, // of meshes and services
 		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},
 		component.Component{Name: "keys", Run: g.keys.Run}, // RSA keys ahead of the meshes that need them
 		component.Component{Name: "api", Run: g.api.Run},   // operators' HTTP
 	)
+}
+
+// validate tells of stored resources that this version would not take. They stay.
+func (g *Global) validate(ctx context.Context) error {
+	log := g.log.With("component", "validation")
+	validate.LogStored(ctx, g.store.Snapshot(), log)
+	return nil
 }
 
 // Close releases what New opened. What was committed is on disk whether Close is called or not.

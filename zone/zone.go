@@ -15,6 +15,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/component"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
@@ -165,9 +166,17 @@ func (z *Zone) Run(ctx context.Context) error {
 		"revision", z.store.Snapshot().Revision(), "version", version.Get().Version)
 	return component.Run(ctx,
 		component.Component{Name: "diagnostics", Run: z.diagnostics.Run},
+		component.Component{Name: "validation", Run: z.validate},   // of what is stored; once
 		component.Component{Name: "upstream", Run: z.upstream.Run}, // KDS session with the global, reconnecting
 		component.Component{Name: "api", Run: z.api.Run},           // operators' HTTP
 	)
+}
+
+// validate tells of stored resources that this version would not take. They stay.
+func (z *Zone) validate(ctx context.Context) error {
+	log := z.log.With("component", "validation")
+	validate.LogStored(ctx, z.store.Snapshot(), log)
+	return nil
 }
 
 // Close releases what New opened. What was committed is on disk whether Close is called or not.

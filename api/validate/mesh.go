@@ -83,12 +83,15 @@ func (r *report) builtinCA(at path, b *meshv1.CertificateAuthorityBackend) {
 	}
 }
 
+// providedCA never repeats what it was given: a key that stands in the wrong place is still a key.
 func (r *report) providedCA(at path, s *structpb.Struct) {
 	var conf capb.ProvidedCertificateAuthorityConfig
-	if r.parse(at, s, &conf) {
-		r.caSource(at.field("cert"), conf.GetCert())
-		r.caSource(at.field("key"), conf.GetKey())
+	if err := unpack(s, &conf); err != nil {
+		r.add(at, "could not parse config: cert and key must be objects with one of secret, file, inline, inlineString")
+		return
 	}
+	r.caSource(at.field("cert"), conf.GetCert())
+	r.caSource(at.field("key"), conf.GetKey())
 }
 
 func (r *report) caSource(at path, s *systemv1.DataSource) {
@@ -269,21 +272,25 @@ func (n names) enabled(at path, name, message string) {
 	}
 }
 
-// parse reads the free-form configuration of a backend. Fields that the schema does not have are passed over, as in
-// every body.
+// parse reads the free-form configuration of a backend, or says why it cannot.
 func (r *report) parse(at path, s *structpb.Struct, conf proto.Message) bool {
-	if len(s.GetFields()) == 0 {
-		return true
-	}
-	text, err := protojson.Marshal(s)
-	if err == nil {
-		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, conf)
-	}
+	err := unpack(s, conf)
 	if err != nil {
 		r.addf(at, "could not parse config: %s", reason(err))
-		return false
 	}
-	return true
+	return err == nil
+}
+
+// unpack fills a message from its free form. Fields that the schema does not have are passed over, as in every body.
+func unpack(s *structpb.Struct, conf proto.Message) error {
+	if len(s.GetFields()) == 0 {
+		return nil
+	}
+	text, err := protojson.Marshal(s)
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what was being done
+	}
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, conf) //nolint:wrapcheck // likewise
 }
 
 // reason is the text of an error of protobuf's JSON, which is made unstable on purpose: its package prefix goes, with

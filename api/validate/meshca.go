@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
@@ -73,12 +72,8 @@ func backend(m *meshv1.Mesh_Mtls, name string) *meshv1.CertificateAuthorityBacke
 // enabled may still be missing: it is listed before it is used, and a secret can only be written into a mesh that exists.
 // Files are not opened: whoever may write a mesh could ask so what there is on the control plane's disk.
 func (r *report) providedPair(at path, view View, s *structpb.Struct, enabled bool) {
-	text, err := protojson.Marshal(s)
-	if err != nil {
-		return
-	}
 	var conf capb.ProvidedCertificateAuthorityConfig
-	if (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(text, &conf) != nil {
+	if unpack(s, &conf) != nil {
 		return
 	}
 	certAt, keyAt := at.field("cert"), at.field("key")

@@ -215,7 +215,7 @@ func (a *apply) ops(head *store.Snapshot) (ops []store.Op, rejected []rejection,
 			rec.Created, rec.Modified = old.Created, old.Modified
 		}
 		ops = append(ops, store.Put(rec))
-		result.put++
+		result.put = append(result.put, rec)
 	}
 	for _, key := range a.removed {
 		name, mesh := splitWireKey(key)
@@ -237,7 +237,11 @@ func (a *apply) ops(head *store.Snapshot) (ops []store.Op, rejected []rejection,
 	return ops, rejected, result
 }
 
-type applied struct{ put, deleted, known int }
+// applied is what became of a response. put are the records that changed.
+type applied struct {
+	put            []*store.Record
+	deleted, known int
+}
 
 // stays reports whether the resource with that wire key will still be there after this response.
 func (a *apply) stays(present map[string]bool, key string) bool {

@@ -14,6 +14,7 @@ type Metrics struct {
 	oversized     *prometheus.CounterVec
 	received      *prometheus.CounterVec
 	applied       *prometheus.CounterVec
+	invalid       *prometheus.CounterVec
 	refused       *prometheus.CounterVec
 	massDeletions *prometheus.CounterVec
 }
@@ -38,12 +39,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		oversized:     counter("oversized_total", "States that did not fit one message to a peer without paging, and were not sent.", "direction", "type"),
 		received:      counter("received_responses_total", "Responses received, by how they were answered: acked, rejected.", "direction", "type", "outcome"),
 		applied:       counter("applied_resources_total", "Resources changed by received responses.", "direction", "type", "op"),
+		invalid:       counter("invalid_resources_total", "Received resources that were stored although they break the rules of this version.", "direction", "type"),
 		refused:       counter("refused_types_total", "Responses of types that do not travel in that direction.", "direction"),
 		massDeletions: counter("mass_deletions_total", "Full states that removed more than half of a type.", "direction", "type"),
 	}
 	if r != nil {
 		r.MustRegister(m.streams, m.responses, m.resources, m.ackAge, m.ackTimeouts, m.messageBytes, m.oversized,
-			m.received, m.applied, m.refused, m.massDeletions)
+			m.received, m.applied, m.invalid, m.refused, m.massDeletions)
 	}
 	return m
 }

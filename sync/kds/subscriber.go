@@ -20,6 +20,7 @@ import (
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
@@ -441,15 +442,34 @@ func (s *Subscriber) token(st *received, resp *discoveryv3.DeltaDiscoveryRespons
 
 func (s *Subscriber) observe(ctx context.Context, d *resource.Descriptor, resp *discoveryv3.DeltaDiscoveryResponse, rev store.Revision, result applied, full bool) {
 	dir := s.cfg.Direction.String()
-	s.cfg.Metrics.applied.WithLabelValues(dir, string(d.Name), "put").Add(float64(result.put))
+	s.cfg.Metrics.applied.WithLabelValues(dir, string(d.Name), "put").Add(float64(len(result.put)))
 	s.cfg.Metrics.applied.WithLabelValues(dir, string(d.Name), "removed").Add(float64(result.deleted))
 	if full && result.deleted > 1 && result.deleted*2 > result.known {
 		s.cfg.Metrics.massDeletions.WithLabelValues(dir, string(d.Name)).Inc()
 		s.cfg.Log.ErrorContext(ctx, "a full state from the peer removed more than half of a type",
 			"type", d.Name, "removed", result.deleted, "of", result.known)
 	}
+	s.judge(ctx, d, result.put)
 	s.cfg.Log.DebugContext(ctx, "response applied", "type", d.Name, "nonce", resp.GetNonce(), "full", full,
-		"put", result.put, "removed", result.deleted, "revision", rev)
+		"put", len(result.put), "removed", result.deleted, "revision", rev)
+}
+
+// judge makes visible which of the stored records the HTTP API would have refused. They are stored all the same, and
+// passed on: a resource is its owner's, the owner may be of a version with other rules, and one that is left out would
+// be rejected anew on every stream. What does not even decode is left out; record sees to that.
+//
+// How a resource stands among the others is not looked at: they come on this stream in any order.
+func (s *Subscriber) judge(ctx context.Context, d *resource.Descriptor, put []*store.Record) {
+	var bad validate.Findings
+	for _, rec := range put {
+		bad.Add(rec.Key, validate.Spec(d, rec.Key, rec.Spec))
+	}
+	if bad.Count == 0 {
+		return
+	}
+	s.cfg.Metrics.invalid.WithLabelValues(s.cfg.Direction.String(), string(d.Name)).Add(float64(bad.Count))
+	s.cfg.Log.WarnContext(ctx, "resources from the peer break the rules of this version; they are kept and used as they are",
+		"type", d.Name, "resources", &bad)
 }
 
 func (s *Subscriber) reasons(ctx context.Context, d *resource.Descriptor, bad []rejection) string {

@@ -242,6 +242,9 @@ func authorityCases() []Case {
 		refuse("Mesh mtls.backends[i].conf.cert.secret (.inline .file)", provided(conf+" = {cert: {inline: ''}, key: {inlineString: ''}}"),
 			conf+".cert.inline", empty, conf+".key.inlineString", empty),
 		refuse("Mesh mtls.backends[i].conf.cert", provided(conf+".cert = {}"), conf+".cert", "data source has to be chosen. Available sources: secret, file, inline"),
+		refuse("Mesh mtls.backends[i].conf", provided(conf+".key = a private key"), conf,
+			"could not parse config: cert and key must be objects with one of secret, file, inline, inlineString").
+			differs("a configuration of the wrong form is refused for every kind of backend"),
 		refuse("Mesh mtls.backends[i].conf.cert and .key", provided(""), conf+".cert", missing("cert"), conf+".key", missing("key")).was(""),
 		refuse("Mesh mtls.backends[i].conf.cert and .key", provided(""), conf+".key", missing("key")).was("").given(secret("cert", cert)),
 		refuse("Mesh mtls.backends[i].conf.cert #2", provided(""), conf+".cert", "not a valid TLS key pair: failed to find any PEM data in certificate input").
