@@ -43,13 +43,14 @@ var travellingSecrets = []string{
 const maxWireCacheBytes = 64 << 20
 
 // Encoder renders records as they travel. The result depends on the record and on few traits of the peer, so it is
-// cached and shared by the streams of a plane. Safe for concurrent use.
+// cached and shared by the streams of a plane. What is kept of a resource is its newest version: a plane that is written
+// all the time would otherwise fill the cache with versions that nobody asks for again. Safe for concurrent use.
 type Encoder struct {
 	cache *otter.Cache[encoderKey, *wireResource]
 }
 
 type encoderKey struct {
-	rec   *store.Record
+	key   store.Key
 	style wireStyle
 }
 
@@ -63,6 +64,7 @@ type wireStyle struct {
 
 // wireResource is an encoded record; shared and read-only.
 type wireResource struct {
+	rec  *store.Record
 	res  *discoveryv3.Resource
 	size int
 	err  error // it cannot be said to this peer
@@ -72,16 +74,18 @@ type wireResource struct {
 func NewEncoder() *Encoder {
 	return &Encoder{cache: otter.Must(&otter.Options[encoderKey, *wireResource]{
 		MaximumWeight: maxWireCacheBytes,
-		Weigher:       func(_ encoderKey, w *wireResource) uint32 { return uint32(w.size) + 256 },
+		// What the record holds counts too: the cache may be the last that knows it.
+		Weigher: func(_ encoderKey, w *wireResource) uint32 { return uint32(w.size) + uint32(len(w.rec.Spec)) + 512 },
 	})}
 }
 
 func (e *Encoder) encode(d *resource.Descriptor, rec *store.Record, style wireStyle) *wireResource {
-	key := encoderKey{rec, style}
-	if w, ok := e.cache.GetIfPresent(key); ok {
+	key := encoderKey{rec.Key, style}
+	if w, ok := e.cache.GetIfPresent(key); ok && w.rec == rec {
 		return w
 	}
 	w := encodeRecord(d, rec, style)
+	w.rec = rec
 	e.cache.Set(key, w)
 	return w
 }
