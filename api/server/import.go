@@ -28,7 +28,14 @@ const (
 	maxImportCauses = 100
 	// decodedTogether is how many documents are read before they are decoded, side by side.
 	decodedTogether = 512
+	// maxCommitterPlan is how long a plan may have taken to be made again where every writer waits for it.
+	maxCommitterPlan = 100 * time.Millisecond
+	// maxImportTries is how often one that takes longer is made elsewhere, before others' writes are blamed.
+	maxImportTries = 10
 )
+
+// errStale ends a try to commit a plan that the state has overtaken.
+var errStale = errors.New("the state has changed since the import was planned")
 
 // imported is one resource of an import.
 type imported struct {
@@ -60,6 +67,7 @@ type importAnswer struct {
 // importPlan is what an import does to a state.
 type importPlan struct {
 	at     store.Revision // of the state
+	took   time.Duration
 	ops    []store.Op
 	needs  []defaults.Need // key material without which ops is not complete
 	counts importAnswer
@@ -148,8 +156,8 @@ func (s *Server) doImport(w http.ResponseWriter, r *http.Request) (importAnswer,
 	return s.commitImport(r.Context(), all, p)
 }
 
-// commitImport stores what p planned. Planning takes a while and everybody else waits for the committer, so it is done
-// there only if the state has changed meanwhile, or keys had to be made.
+// commitImport stores what p planned. If the state has changed meanwhile in what plans look at, the plan is made again:
+// by the committer when it is short, and otherwise here, where nobody waits for it, and tried once more.
 func (s *Server) commitImport(ctx context.Context, all []imported, p importPlan) (importAnswer, error) {
 	ctx, cancel := s.commitContext(ctx)
 	defer cancel()
@@ -157,23 +165,56 @@ func (s *Server) commitImport(ctx context.Context, all []imported, p importPlan)
 	for i := range all {
 		all[i].draft.material = material
 	}
-	first := p
+	for range maxImportTries {
+		answer, err := s.tryImport(ctx, all, p, material)
+		if !errors.Is(err, errStale) {
+			return answer, err
+		}
+		if p, err = planImport(s.store.Snapshot(), all); err != nil {
+			return importAnswer{}, err
+		}
+	}
+	return importAnswer{}, storeProblem(titleImport, store.ErrConflict)
+}
+
+// tryImport commits first, or what it becomes on the state at hand. material is made where that lacks it.
+func (s *Server) tryImport(ctx context.Context, all []imported, first importPlan, material defaults.Material) (importAnswer, error) {
 	// p is written by the update's function, which may still run when Commit returned early with the context's error:
 	// read only after success.
+	p := first
 	rev, err := defaults.Commit(ctx, s.store, s.opts.Keys, material, first.needs, func(head *store.Snapshot) ([]store.Op, []defaults.Need, error) {
 		p = first
-		if head.Revision() == p.at && len(p.needs) == 0 {
+		switch {
+		case len(p.needs) == 0 && !plannedTypesChanged(head, p.at):
 			return p.ops, nil, nil
+		case p.took > maxCommitterPlan:
+			return nil, nil, errStale
 		}
 		var err error
 		p, err = planImport(head, all)
 		return p.ops, p.needs, err
 	})
+	if errors.Is(err, errStale) {
+		return importAnswer{}, errStale
+	}
 	if err != nil {
 		return importAnswer{}, storeProblem(titleImport, err)
 	}
 	p.counts.Revision = rev
 	return p.counts, nil
+}
+
+// plannedTypesChanged reports whether anything that a plan may look at has changed after a revision: not insights,
+// which planes write all the time.
+func plannedTypesChanged(head *store.Snapshot, after store.Revision) bool {
+	all := resource.All()
+	for i := range all {
+		d := &all[i]
+		if d.InsightOf == "" && d.Name != resource.ServiceInsight && head.LastChange(string(d.Name)) > after {
+			return true
+		}
+	}
+	return false
 }
 
 // readImport reads and decodes the body, in the order of the registry: a mesh before what is in it.
@@ -239,17 +280,9 @@ func (s *Server) unreadable(w http.ResponseWriter, err error) error {
 	}
 	if violations, ok := errors.AsType[*codec.Error](err); ok {
 		w.Header().Set("Connection", "close")
-		return invalid(titleImport, causesOf(violations)...)
+		return violated(titleImport, violations.Violations)
 	}
 	return &problem{status: http.StatusBadRequest, Title: titleImport, Details: "The request body could not be read", err: err}
-}
-
-func causesOf(e *codec.Error) []cause {
-	causes := make([]cause, len(e.Violations))
-	for i, v := range e.Violations {
-		causes[i] = cause{v.Field, v.Message}
-	}
-	return causes
 }
 
 // decodeParts decodes parts into dst, which is as long; first is the index of the first one.
@@ -288,7 +321,7 @@ func (s *Server) decodePart(part codec.Part, mediaType string, now time.Time) (i
 		if !ok {
 			return imported{}, internal(titleImport, err)
 		}
-		it.causes = causesOf(violations)
+		it.causes = causesOf(violations.Violations)
 	}
 	if d == nil {
 		return it, nil
@@ -306,9 +339,7 @@ func (s *Server) decodePart(part codec.Part, mediaType string, now time.Time) (i
 		it.causes = append(it.causes, cause{"mesh", "must be defined"})
 	}
 	if len(it.causes) == 0 {
-		for _, v := range validate.Spec(d, it.draft.key, doc.Spec) {
-			it.causes = append(it.causes, cause{v.Field, v.Message})
-		}
+		it.causes = causesOf(validate.Spec(d, it.draft.key, doc.Spec))
 	}
 	return it, nil
 }
@@ -347,6 +378,7 @@ func checkImport(all []imported, strict bool) error {
 
 // planImport says what storing all resources does to the state v, or why it cannot be done.
 func planImport(v *store.Snapshot, all []imported) (importPlan, error) {
+	began := time.Now()
 	p := importPlan{at: v.Revision(), counts: importAnswer{Types: make(map[resource.Type]*importCounts)}}
 	batch := newBatchView(v, all)
 	var bad importCauses
@@ -363,6 +395,7 @@ func planImport(v *store.Snapshot, all []imported) (importPlan, error) {
 		p.needs = append(p.needs, one.needs...)
 		p.counts.count(it.endpoint.d.Name, one.outcome)
 	}
+	p.took = time.Since(began)
 	return p, bad.err()
 }
 

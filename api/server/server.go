@@ -104,7 +104,7 @@ type Server struct {
 	tokens      *tokens.Authority
 	clientCerts *tlsconf.ClientCerts // nil: nobody is asked for one
 	renders     *renders
-	watches     atomic.Int64         // lists that are being watched
+	watches     atomic.Int64 // lists that are being watched
 	// writes holds a token for each write that is being worked on.
 	writes chan struct{}
 	// importing holds a token while an import is on its way: one at a time, so that memory for one is enough.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -511,6 +512,25 @@ func TestAnImportIsPlannedAgainOnAnotherState(t *testing.T) {
 		p.seed(record(t, "TrafficPermission", "demo", "a", "", nil))
 		got, err := p.srv.commitImport(t.Context(), all, plan)
 		if err != nil || got.Updated != 1 || got.Created != 0 || got.Revision != 3 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+	t.Run("where that takes long, the committer is not kept", func(t *testing.T) {
+		p, all, plan := prepare(t)
+		plan.took = time.Minute
+		p.seed(record(t, "TrafficPermission", "demo", "a", "", nil))
+		if _, err := p.srv.tryImport(t.Context(), all, plan, nil); !errors.Is(err, errStale) {
+			t.Errorf("got %v", err)
+		}
+		if got, err := p.srv.commitImport(t.Context(), all, plan); err != nil || got.Updated != 1 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+	t.Run("insights do not count", func(t *testing.T) {
+		p, all, plan := prepare(t)
+		plan.took = time.Minute
+		p.seed(record(t, resource.MeshInsight, "", "demo", "", nil))
+		if got, err := p.srv.tryImport(t.Context(), all, plan, nil); err != nil || got.Created != 1 {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})

@@ -347,11 +347,15 @@ func specProblem(title string, err error) error {
 
 // violated answers what is wrong with a resource.
 func violated(title string, violations []codec.Violation) *problem {
+	return invalid(title, causesOf(violations)...)
+}
+
+func causesOf(violations []codec.Violation) []cause {
 	causes := make([]cause, len(violations))
 	for i, v := range violations {
 		causes[i] = cause{v.Field, v.Message}
 	}
-	return invalid(title, causes...)
+	return causes
 }
 
 // metaViolations compares what the body says about itself with the path.
