@@ -84,9 +84,9 @@ type DNSServer struct {
 	ServiceVIPPort int    `yaml:"serviceVipPort" env:"MERIDIAN_DNS_SERVER_SERVICE_VIP_PORT" doc:"port under which meshes offer services, 1-65535"`
 }
 
-// Defaults is the section defaults: what a new global makes.
+// Defaults is the section defaults: what a global makes by itself at the start.
 type Defaults struct {
-	SkipMeshCreation bool `yaml:"skipMeshCreation" env:"MERIDIAN_DEFAULTS_SKIP_MESH_CREATION" doc:"do not create the mesh default on the first start"`
+	SkipMeshCreation bool `yaml:"skipMeshCreation" env:"MERIDIAN_DEFAULTS_SKIP_MESH_CREATION" doc:"do not make the mesh default, which is otherwise made at each start where it is absent"`
 }
 
 // DefaultConfig returns the documented defaults.

@@ -11,13 +11,10 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"google.golang.org/protobuf/proto"
 
-	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
-	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/api/validate"
@@ -79,10 +76,14 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err erro
 		return nil, err
 	}
 	g.keys = rsakeys.NewPool(readyKeys)
-	clusterID, err := ensureDefaults(ctx, g.store, cfg.Defaults, log)
+	clusterID, err := defaults.Start{
+		Store: g.store, Keys: g.keys.Key, Log: log.With("component", "defaults"),
+		SkipMesh: cfg.Defaults.SkipMeshCreation, SkipAdminToken: !cfg.API.Authn.Tokens.BootstrapAdminToken,
+	}.Global(ctx)
 	if err != nil {
 		return nil, err
 	}
+	log.InfoContext(ctx, "cluster", "id", clusterID)
 	k := cfg.Multizone.Global.KDS
 	g.zones, err = zones.New(ctx, zones.Config{
 		InstanceID: cfg.General.InstanceID, HealthTimeout: k.HealthCheckTimeout,
@@ -228,45 +229,4 @@ func (g *Global) release() {
 			g.log.Error("store not closed cleanly", "err", err)
 		}
 	}
-}
-
-// defaultMesh is the mesh a new global starts with.
-const defaultMesh = "default"
-
-// ensureDefaults makes, in one batch, the cluster id and the default mesh where they are missing, and returns the id.
-func ensureDefaults(ctx context.Context, st *store.Store, d Defaults, log *slog.Logger) (clusterID string, err error) {
-	idKey := store.Key{Type: string(resource.Config), Name: kds.ClusterIDName}
-	meshKey := store.Key{Type: string(resource.Mesh), Name: defaultMesh}
-	fresh := uuid.NewString()
-	idSpec, err := proto.Marshal(&systemv1.Config{Config: fresh})
-	if err != nil {
-		return "", fmt.Errorf("encode cluster id: %w", err)
-	}
-	meshSpec, err := proto.Marshal(&meshv1.Mesh{})
-	if err != nil {
-		return "", fmt.Errorf("encode mesh: %w", err)
-	}
-	_, err = st.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		var ops []store.Op
-		now := time.Now().UTC()
-		clusterID = fresh
-		if rec, ok := head.Get(idKey); ok {
-			var c systemv1.Config
-			if err := proto.Unmarshal(rec.Spec, &c); err != nil {
-				return nil, fmt.Errorf("decode %s: %w", idKey, err)
-			}
-			clusterID = c.GetConfig()
-		} else {
-			ops = append(ops, store.Put(&store.Record{Key: idKey, Spec: idSpec, Created: now, Modified: now}))
-		}
-		if _, ok := head.Get(meshKey); !ok && !d.SkipMeshCreation {
-			ops = append(ops, store.Put(&store.Record{Key: meshKey, Spec: meshSpec, Created: now, Modified: now}))
-		}
-		return ops, nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("make defaults: %w", err)
-	}
-	log.InfoContext(ctx, "cluster", "id", clusterID)
-	return clusterID, nil
 }

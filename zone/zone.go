@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/api/validate"
@@ -20,6 +21,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/instance"
+	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/storage"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/tlsconf"
@@ -56,6 +58,14 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (z *Zone, err error)
 	z.metrics = reg
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	z.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, store.Options{Registerer: reg, Log: log.With("component", "store")})
+	if err != nil {
+		return nil, err
+	}
+	// Two keys, once in the life of a zone: no pool has to be kept.
+	err = defaults.Start{
+		Store: z.store, Keys: rsakeys.NewPool(0).Key, Log: log.With("component", "defaults"),
+		SkipAdminToken: !cfg.API.Authn.Tokens.BootstrapAdminToken,
+	}.Zone(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,13 @@ type Need struct {
 	secret store.Key // of a pair, the certificate's
 	bits   int
 	ca     authority // zero: a key alone
+	signer signer    // not zero: the administrator's token, signed with this key
+}
+
+// signer is a signing key and its number.
+type signer struct {
+	pem string
+	n   int
 }
 
 // authority is what a certificate authority says about itself.
@@ -41,8 +48,8 @@ func (n Need) String() string { return n.secret.String() }
 // Material is what was made for needs.
 type Material map[Need]material
 
-// material is in PEM; cert is nil where a key alone was needed.
-type material struct{ cert, key []byte }
+// material is a key, with a certificate where one was needed, both in PEM; or else a token.
+type material struct{ cert, key, token []byte }
 
 // Add makes what is needed and not there yet, side by side.
 func (m Material) Add(ctx context.Context, keys Source, needs []Need) error {
@@ -67,6 +74,10 @@ func (m Material) Add(ctx context.Context, keys Source, needs []Need) error {
 }
 
 func (n Need) make(ctx context.Context, keys Source) (material, error) {
+	if n.signer != (signer{}) {
+		token, err := adminToken(n.signer)
+		return material{token: token}, err
+	}
 	key, err := keys(ctx, n.bits)
 	if err != nil {
 		return material{}, err

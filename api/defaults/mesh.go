@@ -3,7 +3,7 @@ package defaults
 import (
 	"fmt"
 	"iter"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/prometheus/common/model"
@@ -52,6 +52,14 @@ type MeshWrite struct {
 // is a *[codec.Error] where the mesh itself asks for something that cannot be made.
 func (w MeshWrite) Ops(v View, m Material) ([]store.Op, []Need, error) {
 	b := batch{view: v, material: m, now: w.Now}
+	b.mesh(w)
+	if b.err != nil {
+		return nil, nil, b.err
+	}
+	return b.ops, b.needs, nil
+}
+
+func (b *batch) mesh(w MeshWrite) {
 	if w.Policies {
 		for _, p := range policies() {
 			b.put(store.Key{Type: string(p.typ), Mesh: w.Name, Name: p.prefix + w.Name}, p.spec)
@@ -66,14 +74,13 @@ func (w MeshWrite) Ops(v View, m Material) ([]store.Op, []Need, error) {
 			continue
 		}
 		if v := b.builtin(w.Name, backend); v != nil {
-			v.Field = strings.TrimSuffix(fmt.Sprintf("mtls.backends[%d].%s", i, v.Field), ".")
+			v.Field = fmt.Sprintf("mtls.backends[%d].%s", i, v.Field)
 			violations = append(violations, *v)
 		}
 	}
 	if len(violations) > 0 {
-		return nil, nil, &codec.Error{Violations: violations}
+		b.fail(&codec.Error{Violations: violations})
 	}
-	return b.ops, b.needs, b.err
 }
 
 // batch collects what is absent.
@@ -87,9 +94,34 @@ type batch struct {
 	err   error // the first
 }
 
+// List lists the state with the batch on top.
+func (b *batch) List(typ, mesh string) iter.Seq[*store.Record] {
+	return func(yield func(*store.Record) bool) {
+		for rec := range b.view.List(typ, mesh) {
+			if !yield(rec) {
+				return
+			}
+		}
+		for _, op := range b.ops {
+			if op.Key.Type == typ && (mesh == "" || op.Key.Mesh == mesh) && !yield(op.Record) {
+				return
+			}
+		}
+	}
+}
+
+func (b *batch) fail(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+// has reports whether there is a resource, in the state or in the batch.
 func (b *batch) has(key store.Key) bool {
-	_, ok := b.view.Get(key)
-	return ok
+	if _, ok := b.view.Get(key); ok {
+		return true
+	}
+	return slices.ContainsFunc(b.ops, func(op store.Op) bool { return op.Key == key })
 }
 
 // put adds a resource unless it exists.
@@ -98,8 +130,9 @@ func (b *batch) put(key store.Key, spec proto.Message) {
 		return
 	}
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(spec)
-	if err != nil && b.err == nil {
-		b.err = fmt.Errorf("encode %s: %w", key, err)
+	if err != nil {
+		b.fail(fmt.Errorf("encode %s: %w", key, err))
+		return
 	}
 	b.ops = append(b.ops, store.Put(&store.Record{Key: key, Spec: encoded, Created: b.now, Modified: b.now}))
 }

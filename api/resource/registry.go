@@ -109,6 +109,9 @@ const (
 	ServiceInsight     Type = "ServiceInsight"
 )
 
+// ClusterIDName names the Config that holds the id of the cluster: made by the global, copied to its zones.
+const ClusterIDName = "kuma-cluster-id"
+
 // policy is the row of a policy whose specification is a protobuf message: written on the global, sent to zones.
 func policy(name Type, path, singular, plural string, spec proto.Message) Descriptor {
 	return Descriptor{

@@ -15,8 +15,8 @@ import (
 
 // Names and groups that the access rules know.
 const (
-	adminName            = "mesh-system:admin"
-	adminGroup           = "mesh-system:admin"
+	adminName            = tokens.Admin
+	adminGroup           = tokens.Admin
 	anonymousName        = "mesh-system:anonymous"
 	unauthenticatedGroup = "mesh-system:unauthenticated"
 	authenticatedGroup   = "mesh-system:authenticated"

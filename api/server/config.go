@@ -34,6 +34,19 @@ type Config struct {
 	WriteTimeout    time.Duration `yaml:"writeTimeout" env:"MERIDIAN_API_WRITE_TIMEOUT" doc:"longest time from the end of the request's header to the end of the answer; of a watch, for each write"`
 	IdleTimeout     time.Duration `yaml:"idleTimeout" env:"MERIDIAN_API_IDLE_TIMEOUT" doc:"how long an idle connection is kept open"`
 	ShutdownTimeout time.Duration `yaml:"shutdownTimeout" env:"MERIDIAN_API_SHUTDOWN_TIMEOUT" doc:"how long requests in flight may take to finish at shutdown"`
+
+	Authn Authn `yaml:"authn"`
+}
+
+// Authn is the section apiServer.authn.
+type Authn struct {
+	Tokens AuthnTokens `yaml:"tokens"`
+}
+
+// AuthnTokens is the section apiServer.authn.tokens.
+type AuthnTokens struct {
+	// BootstrapAdminToken is for the plane that the server is part of: the server itself makes nothing.
+	BootstrapAdminToken bool `yaml:"bootstrapAdminToken" env:"MERIDIAN_API_BOOTSTRAP_ADMIN_TOKEN" doc:"make the global secret admin-user-token, a token of the administrator, at each start where it is absent"`
 }
 
 // The values of Config.Writes.
@@ -90,6 +103,7 @@ func Default() Config {
 		WriteTimeout:     time.Minute,
 		IdleTimeout:      2 * time.Minute,
 		ShutdownTimeout:  5 * time.Second,
+		Authn:            Authn{Tokens: AuthnTokens{BootstrapAdminToken: true}},
 	}
 }
 

@@ -15,9 +15,6 @@ import (
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
-// clusterIDName is the Config record that names the cluster: made by the global, copied to its zones.
-const clusterIDName = "kuma-cluster-id"
-
 // index is the answer of "/". kumactl checks tagline and version.
 type index struct {
 	Hostname   string `json:"hostname"`
@@ -54,7 +51,7 @@ func (s *Server) getIndex(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) clusterID() (string, error) {
-	rec, ok := s.store.Snapshot().Get(store.Key{Type: string(resource.Config), Name: clusterIDName})
+	rec, ok := s.store.Snapshot().Get(store.Key{Type: string(resource.Config), Name: resource.ClusterIDName})
 	if !ok {
 		return "", nil
 	}

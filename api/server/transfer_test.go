@@ -73,7 +73,7 @@ func TestAnExportHoldsWhatThePlaneOwns(t *testing.T) {
 		record(t, resource.GlobalSecret, "", "token", "", nil),
 		record(t, resource.ZoneType, "", "east", "", nil),
 		// What follows is not exported: made by planes, derived, or another plane's.
-		record(t, resource.Config, "", clusterIDName, "", &systemv1.Config{Config: "the-cluster"}),
+		record(t, resource.Config, "", resource.ClusterIDName, "", &systemv1.Config{Config: "the-cluster"}),
 		record(t, resource.MeshInsight, "", "demo", "", nil),
 		record(t, resource.ZoneInsight, "", "east", "", nil),
 		record(t, resource.ServiceInsight, "demo", "all-services-demo", "", nil),

@@ -73,24 +73,15 @@ func (a *Authority) Issue(snap *store.Snapshot, kind Kind, c Claims, validFor ti
 	if kind == Dataplane {
 		mesh = c.Mesh
 	}
-	zero := SigningKey(kind, mesh, 0)
-	var newest *store.Record
-	highest := -1
-	if kind != Dataplane || mesh != "" { // mesh "" would list every mesh
-		for rec := range snap.List(zero.Type, zero.Mesh) {
-			if n, ok := number(rec.Key.Name, zero.Name); ok && n > highest {
-				newest, highest = rec, n
-			}
-		}
-	}
-	if newest == nil {
-		return "", Claims{}, fmt.Errorf("%w: there is no %s", ErrNoKey, numbered(zero, 1))
+	newest, n, ok := NewestSigningKey(snap, kind, mesh)
+	if !ok || kind == Dataplane && mesh == "" { // mesh "" lists every mesh
+		return "", Claims{}, fmt.Errorf("%w: there is no %s", ErrNoKey, SigningKey(kind, mesh, 1))
 	}
 	key, err := a.parsed(newest)
 	if err != nil {
 		return "", Claims{}, err
 	}
-	return sign(key, highest, kind, c, validFor)
+	return sign(key, n, kind, c, validFor)
 }
 
 // Verify returns what a token of the kind says, for Dataplane of the given mesh, which other kinds ignore. It returns

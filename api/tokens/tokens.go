@@ -49,6 +49,9 @@ var (
 	ErrInvalid = errors.New("invalid token")
 )
 
+// Admin is the name of the administrator, and of the group of those who have the same rights, as user tokens say it.
+const Admin = "mesh-system:admin"
+
 // Kind is what a token is for. The zero Kind is none.
 type Kind uint8
 
@@ -98,6 +101,18 @@ func Revocations(kind Kind, mesh string) store.Key {
 // View is a state to look for keys in, such as a [store.Snapshot].
 type View interface {
 	List(typ, mesh string) iter.Seq[*store.Record]
+}
+
+// NewestSigningKey returns the signing key with the highest number, which signs the tokens that are issued, and that
+// number.
+func NewestSigningKey(v View, kind Kind, mesh string) (newest *store.Record, n int, ok bool) {
+	zero := SigningKey(kind, mesh, 0)
+	for rec := range v.List(zero.Type, zero.Mesh) {
+		if i, isKey := number(rec.Key.Name, zero.Name); isKey && (newest == nil || i > n) {
+			newest, n = rec, i
+		}
+	}
+	return newest, n, newest != nil
 }
 
 // HasSigningKey reports whether there is any secret whose name begins like that of a signing key of the kind.

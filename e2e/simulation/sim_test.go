@@ -46,7 +46,7 @@ type settings struct {
 	log             *slog.Logger
 }
 
-func defaults(t testing.TB) settings {
+func newSettings(t testing.TB) settings {
 	return settings{
 		ackTimeout: 30 * time.Second, healthInterval: 2 * time.Second, healthTimeout: 6 * time.Second, maxMessageBytes: 10 << 20,
 		registry: prometheus.NewRegistry(), log: logger(t),
@@ -172,7 +172,7 @@ func newNetwork() *network { return &network{conns: make(map[*link]string)} }
 // newGlobalAt is a global that zones find at the end of net once it is started.
 func newGlobalAt(t testing.TB, net *network) *globalPlane {
 	t.Helper()
-	return &globalPlane{settings: defaults(t), backend: memory.New(), cluster: "cluster-1", net: net}
+	return &globalPlane{settings: newSettings(t), backend: memory.New(), cluster: "cluster-1", net: net}
 }
 
 func logger(t testing.TB) *slog.Logger {
@@ -191,8 +191,8 @@ func (g *globalPlane) start(t testing.TB) {
 		t.Fatalf("open the global's store: %v", err)
 	}
 	g.st = st
-	if _, ok := st.Snapshot().Get(store.Key{Type: string(resource.Config), Name: kds.ClusterIDName}); !ok && g.cluster != "" {
-		g.put(t, resource.Config, "", kds.ClusterIDName, &systemv1.Config{Config: g.cluster})
+	if _, ok := st.Snapshot().Get(store.Key{Type: string(resource.Config), Name: resource.ClusterIDName}); !ok && g.cluster != "" {
+		g.put(t, resource.Config, "", resource.ClusterIDName, &systemv1.Config{Config: g.cluster})
 	}
 	reg := prometheus.NewRegistry() // a new process counts from nothing
 	g.registry = reg
@@ -268,7 +268,7 @@ func newZone(t testing.TB, name string, g *globalPlane) *zonePlane {
 // newZoneAt is a zone that dials whatever listens on net.
 func newZoneAt(t testing.TB, name string, net *network) *zonePlane {
 	t.Helper()
-	return &zonePlane{settings: defaults(t), name: name, config: "{}", backend: memory.New(), net: net}
+	return &zonePlane{settings: newSettings(t), name: name, config: "{}", backend: memory.New(), net: net}
 }
 
 func (z *zonePlane) start(t testing.TB) {

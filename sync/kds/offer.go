@@ -26,9 +26,6 @@ const (
 	typeURLPrefix   = "type.googleapis.com/"
 	kumaResourceURL = typeURLPrefix + "kuma.mesh.v1alpha1.KumaResource"
 
-	// ClusterIDName names the Config that holds the cluster id, the only one that leaves a global.
-	ClusterIDName = "kuma-cluster-id"
-
 	zoneTokenKeyPrefix       = "zone-token-signing-key"
 	zoneTokenPublicKeyPrefix = "zone-token-signing-public-key"
 )
@@ -239,7 +236,7 @@ func (o *offer) selects(snap *store.Snapshot, d *resource.Descriptor, rec *store
 	}
 	switch d.Name {
 	case resource.Config:
-		return rec.Key.Name == ClusterIDName
+		return rec.Key.Name == resource.ClusterIDName // the only one that leaves a global
 	case resource.GlobalSecret:
 		return sync == "enabled" || travels(rec.Key.Name)
 	}

@@ -326,7 +326,7 @@ func (s *Subscriber) admit(ctx context.Context, clusterID string) error {
 func (s *Subscriber) verifyConfig(ctx context.Context, resp *discoveryv3.DeltaDiscoveryResponse) error {
 	for _, res := range resp.GetResources() {
 		var kr meshv1.KumaResource
-		if proto.Unmarshal(res.GetResource().GetValue(), &kr) != nil || kr.GetMeta().GetName() != ClusterIDName {
+		if proto.Unmarshal(res.GetResource().GetValue(), &kr) != nil || kr.GetMeta().GetName() != resource.ClusterIDName {
 			continue
 		}
 		var config systemv1.Config
