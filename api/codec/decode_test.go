@@ -436,3 +436,30 @@ func TestWrongYAMLIsExplained(t *testing.T) {
 		})
 	}
 }
+
+func TestABodyThatIsNoResourceIsReadAsJSON(t *testing.T) {
+	for _, tc := range []struct {
+		name, mediaType, body, want, wantErr string
+	}{
+		{"JSON", "application/json; charset=utf-8", "{ \"a\" : [1, 2.50, null] }", `{"a":[1,2.50,null]}`, ""},
+		{"YAML", "application/yaml", "a: [1, x]\nb: {c: true}\n", `{"a":[1,"x"],"b":{"c":true}}`, ""},
+		{"another format", "text/plain", "a", "", "unsupported media type"},
+		{"nothing", "application/json", " \n", "", "the body is empty"},
+		{"broken", "application/json", `{"a"`, "", "malformed JSON at line 1, column 5"},
+		{"more than one value", "application/json", `{} {}`, "", "more after the end"},
+		{"a name given twice", "application/json", `{"a":{"b":1,"b":2}}`, "", "a.b is given twice"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := codec.JSON(tc.mediaType, []byte(tc.body))
+			if tc.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+					t.Errorf("got %v, want %q", err, tc.wantErr)
+				}
+				return
+			}
+			if err != nil || string(got) != tc.want {
+				t.Errorf("got %s, %v; want %s", got, err, tc.want)
+			}
+		})
+	}
+}

@@ -11,7 +11,8 @@
 //	routes.go     the whole routing table
 //	aliases.go    other spellings of paths, in one table
 //	middleware.go what happens around every request: metrics, log, panics, CORS, path clean-up
-//	access.go     who is asking, and what only an administrator may see
+//	access.go     who is asking, and who may do what
+//	tokens.go     issuing tokens
 //	problem.go    every error answer
 //	read.go       GET of one resource and of lists, with paging
 //	overview.go   a resource joined with its insight

@@ -13,6 +13,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/validate/validatetest"
+	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
 )
@@ -146,6 +147,36 @@ func FuzzRequest(f *testing.F) {
 		p.srv.Handler().ServeHTTP(w, r)
 		if w.Code >= 500 && !strings.Contains(w.Body.String(), titleAdmin) { // a proxy that is not connected cannot be asked
 			t.Fatalf("%s %q?%q answered %d %s", method, path, query, w.Code, w.Body)
+		}
+	})
+}
+
+// FuzzToken asks for tokens of every kind with any body. No body may be answered 5xx, and what is issued verifies.
+func FuzzToken(f *testing.F) {
+	for i, tc := range tokenCases {
+		f.Add(uint8(i), false, tc.body)
+	}
+	f.Add(uint8(0), true, "mesh: demo\ntags: {a: [b]}\nvalidFor: 1h\n")
+	f.Add(uint8(3), false, `{"name":"\u0000\ufffd","groups":[null],"validFor":"1e9h"}`)
+	p := fuzzPlane(f, resource.Global)
+	p.seedKeys(resource.Global)
+	authority := tokens.NewAuthority()
+	f.Fuzz(func(t *testing.T, row uint8, yaml bool, body string) {
+		tc := tokenCases[int(row)%len(tokenCases)]
+		contentType := "Content-Type: application/json"
+		if yaml {
+			contentType = "Content-Type: application/yaml"
+		}
+		p := &plane{t: t, srv: p.srv, store: p.store}
+		a := p.do(http.MethodPost, tc.path, body, "-Content-Type", contentType)
+		if a.Status >= 500 {
+			t.Fatalf("POST %s answered %d %s", tc.path, a.Status, a.Body)
+		}
+		if a.Status != 200 {
+			return
+		}
+		if _, err := authority.Verify(p.store.Snapshot(), tc.kind, tc.mesh, a.Body); err != nil {
+			t.Fatalf("what was issued for %q does not verify: %v", body, err)
 		}
 	})
 }
