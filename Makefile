@@ -68,8 +68,9 @@ e2e: ## the scenarios on processes and, where a Docker engine answers, on contai
 	fi
 
 .PHONY: stress
-stress: ## the long rounds: 50 crash rounds, 2,000 simulated histories
+stress: ## the long rounds: 50 crash rounds, 60 s of mixed load, 2,000 simulated histories
 	MERIDIAN_STRESS_ROUNDS=50 go test -count=1 -timeout 60m -run 'Crash' -v ./e2e
+	MERIDIAN_LOAD_SECONDS=60 go test -count=1 -timeout 10m -run MixedLoad -v ./e2e
 	go test -count=1 -timeout 60m ./e2e/simulation -run Converge -rapid.checks=2000
 
 FUZZTIME ?= 10m
