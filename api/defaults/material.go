@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -51,26 +50,33 @@ type Material map[Need]material
 // material is a key, with a certificate where one was needed, both in PEM; or else a token.
 type material struct{ cert, key, token []byte }
 
-// Add makes what is needed and not there yet, side by side.
+// Add makes what is needed and not there yet, side by side. What could be made is kept also when something else could not.
 func (m Material) Add(ctx context.Context, keys Source, needs []Need) error {
-	var mu sync.Mutex // guards m
-	g, ctx := errgroup.WithContext(ctx)
+	absent := make([]Need, 0, len(needs))
 	for _, n := range needs {
-		if _, ok := m[n]; ok {
-			continue
+		if _, ok := m[n]; !ok {
+			absent = append(absent, n)
 		}
+	}
+	made := make([]*material, len(absent)) // each goroutine has its own; nil where it failed
+	g, ctx := errgroup.WithContext(ctx)
+	for i, n := range absent {
 		g.Go(func() error {
-			made, err := n.make(ctx, keys)
+			one, err := n.make(ctx, keys)
 			if err != nil {
 				return fmt.Errorf("make %s: %w", n, err)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			m[n] = made
+			made[i] = &one
 			return nil
 		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	for i, one := range made {
+		if one != nil {
+			m[absent[i]] = *one
+		}
+	}
+	return err
 }
 
 func (n Need) make(ctx context.Context, keys Source) (material, error) {
