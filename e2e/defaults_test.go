@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -93,6 +94,45 @@ func TestAutomaticResourcesAreWhereTheyBelong(t *testing.T) {
 	holds(z, onZone)
 	if code, _, err := z.Call("GET", "/meshes/m/secrets/m.ca-builtin-key-ca-1", ""); err != nil || code != http.StatusNotFound {
 		t.Errorf("the zone still has the authority of the mesh: %d, %v", code, err)
+	}
+}
+
+// The token that a plane makes for its administrator is what gets in where being on the same host does not.
+func TestTheAdministratorsTokenOpensItsOwnPlane(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, bin, "zone-1")
+	raw := map[*Plane]string{}
+	for _, p := range []*Plane{s.Global, s.Zones[0]} {
+		var secret struct{ Data []byte }
+		if err := json.Unmarshal(p.Must("GET", "/global-secrets/admin-user-token", "", 200), &secret); err != nil {
+			t.Fatal(err)
+		}
+		raw[p] = string(secret.Data)
+		p.Stop()
+		p.env = append(p.env, "MERIDIAN_API_LOCALHOST_IS_ADMIN=false")
+		p.Start()
+	}
+	get := func(p *Plane, token string) int {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("/global-secrets"), http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	for p, other := range map[*Plane]*Plane{s.Global: s.Zones[0], s.Zones[0]: s.Global} {
+		got := []int{get(p, ""), get(p, raw[p]), get(p, raw[other])}
+		if diff := cmp.Diff([]int{http.StatusForbidden, http.StatusOK, http.StatusUnauthorized}, got); diff != "" {
+			t.Errorf("%s, without a token, with its own, with the other plane's (-want +got):\n%s", p.Name, diff)
+		}
 	}
 }
 

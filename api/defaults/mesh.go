@@ -19,7 +19,6 @@ import (
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/tokens"
-	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -33,9 +32,6 @@ type View interface {
 const (
 	keyBits = rsakeys.Bits
 	caLife  = 10 * 365 * 24 * time.Hour
-
-	// What an operator may choose for a builtin authority.
-	minCABits, maxCABits = validate.MinRSABits, validate.MaxRSABits
 )
 
 // MeshWrite is a mesh that is about to be stored.
@@ -48,8 +44,9 @@ type MeshWrite struct {
 	Now           time.Time
 }
 
-// Ops returns what v lacks for the mesh, to be stored in the same batch, and what must be made for it first. Its error
-// is a *[codec.Error] where the mesh itself asks for something that cannot be made.
+// Ops returns what v lacks for the mesh, to be stored in the same batch, and what must be made for it first. The mesh must
+// be one that package validate finds nothing wrong with. The error is a *[codec.Error] where the state v does not allow
+// what the mesh asks for.
 func (w MeshWrite) Ops(v View, m Material) ([]store.Op, []Need, error) {
 	b := batch{view: v, material: m, now: w.Now}
 	b.mesh(w)
@@ -172,10 +169,6 @@ func (b *batch) builtin(mesh string, backend *meshv1.CertificateAuthorityBackend
 	certName, keyName := BuiltinSecrets(mesh, backend.GetName())
 	cert := store.Key{Type: string(resource.Secret), Mesh: mesh, Name: certName}
 	key := store.Key{Type: string(resource.Secret), Mesh: mesh, Name: keyName}
-	bits, life, violation := builtinConf(backend.GetConf())
-	if violation != nil {
-		return violation
-	}
 	switch hasCert, hasKey := b.has(cert), b.has(key); {
 	case hasCert && hasKey:
 		return nil
@@ -184,6 +177,11 @@ func (b *batch) builtin(mesh string, backend *meshv1.CertificateAuthorityBackend
 	case hasKey:
 		return &codec.Violation{Field: "name", Message: fmt.Sprintf("secret %q exists, but its certificate %q does not: restore it, or delete the secret", keyName, certName)}
 	}
+	bits, life, err := builtinConf(backend.GetConf())
+	if err != nil {
+		b.fail(fmt.Errorf("mTLS backend %s: %w", backend.GetName(), err))
+		return nil
+	}
 	if m, ok := b.made(Need{secret: cert, bits: bits, ca: authority{commonName: mesh, mesh: mesh, life: life}}); ok {
 		b.putSecret(cert, m.cert)
 		b.putSecret(key, m.key)
@@ -191,30 +189,25 @@ func (b *batch) builtin(mesh string, backend *meshv1.CertificateAuthorityBackend
 	return nil
 }
 
-// builtinConf reads the size of the key and the life of a builtin authority.
-func builtinConf(conf *structpb.Struct) (bits int, life time.Duration, _ *codec.Violation) {
-	bits, life = keyBits, caLife
-	if conf == nil {
-		return bits, life, nil
-	}
+// builtinConf reads the size of the key and the life of a builtin authority. What they may be was judged before, by
+// package validate.
+func builtinConf(conf *structpb.Struct) (bits int, life time.Duration, err error) {
 	encoded, err := conf.MarshalJSON()
 	if err != nil {
-		return 0, 0, &codec.Violation{Field: "conf", Message: "could not parse config: " + err.Error()}
+		return 0, 0, fmt.Errorf("encode conf: %w", err)
 	}
 	var c capb.BuiltinCertificateAuthorityConfig
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(encoded, &c); err != nil {
-		return 0, 0, &codec.Violation{Field: "conf", Message: "could not parse config: caCert must have RSAbits, a number, and expiration, a string"}
+		return 0, 0, fmt.Errorf("read conf: %w", err)
 	}
+	bits, life = keyBits, caLife
 	if b := c.GetCaCert().GetRSAbits(); b != nil {
-		if b.GetValue() < minCABits || b.GetValue() > maxCABits {
-			return 0, 0, &codec.Violation{Field: "conf.caCert.RSAbits", Message: fmt.Sprintf("must be in the range [%d, %d]", minCABits, maxCABits)}
-		}
 		bits = int(b.GetValue())
 	}
 	if e := c.GetCaCert().GetExpiration(); e != "" {
 		d, err := model.ParseDuration(e)
-		if err != nil || d <= 0 {
-			return 0, 0, &codec.Violation{Field: "conf.caCert.expiration", Message: "must be a number above 0 and a unit, such as 10y or 30d"}
+		if err != nil {
+			return 0, 0, fmt.Errorf("read caCert.expiration: %w", err)
 		}
 		life = time.Duration(d)
 	}
