@@ -566,3 +566,36 @@ func BenchmarkIssue(b *testing.B) {
 		}
 	}
 }
+
+// Whoever sees the snapshot of a revocation must be refused, and whoever sees an earlier one must not be, whatever others
+// verify at the same time.
+func TestVerifyingAtOnceWithRevocations(t *testing.T) {
+	s := newSecrets(t)
+	a := NewAuthority()
+	raw, issued := s.issue(a, User, Claims{Name: "jane", Groups: []string{"a", "b", "c"}}, time.Hour)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				snap := s.st.Snapshot()
+				_, revoked := snap.Get(Revocations(User, ""))
+				if _, err := a.Verify(snap, User, "", raw); errors.Is(err, ErrRevoked) != revoked || err != nil && !revoked {
+					t.Errorf("revoked %v: %v", revoked, err)
+					return
+				}
+			}
+		})
+	}
+	for range 200 {
+		s.put(Revocations(User, ""), []byte(issued.ID))
+		s.remove(Revocations(User, ""))
+	}
+	close(stop)
+	wg.Wait()
+}
