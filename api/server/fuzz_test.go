@@ -12,8 +12,8 @@ import (
 	"testing"
 
 	"github.com/meridian-mesh/meridian/api/resource"
-	"github.com/meridian-mesh/meridian/api/validate/validatetest"
 	"github.com/meridian-mesh/meridian/api/tokens"
+	"github.com/meridian-mesh/meridian/api/validate/validatetest"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
 )

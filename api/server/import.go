@@ -88,10 +88,8 @@ func (s *Server) importResources(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case err != nil:
-		status, outcome = s.fail(w, r, err), "refused"
-		if status >= http.StatusInternalServerError {
-			outcome = "failed"
-		}
+		status = s.fail(w, r, err)
+		outcome = failure(status)
 	default:
 		sendBody(w, status, "application/json", body)
 	}
