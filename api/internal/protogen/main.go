@@ -1,10 +1,12 @@
-// Command protogen turns the schemas under api/kuma into Go. It exists so that generating needs neither protoc nor a
-// network: the compiler is a Go library, imports of Envoy's and Google's schemas come from the descriptors linked into
-// this program, and the two plugins are tools of this module, pinned in go.mod.
+// Command protogen turns the schemas under api/kuma into Go, and their comments into descriptions for OpenAPI. It exists
+// so that generating needs neither protoc nor a network: the compiler is a Go library, imports of Envoy's and Google's
+// schemas come from the descriptors linked into this program, and the two plugins are tools of this module, pinned in
+// go.mod.
 //
 // Usage, from the root of the module:
 //
-//	go run ./api/internal/protogen          # write *.pb.go beside the schemas, remove those without a schema
+//	go run ./api/internal/protogen          # write *.pb.go beside the schemas and openapi/descriptions.go, remove
+//	                                        # *.pb.go without a schema
 //	go run ./api/internal/protogen -check   # write nothing; exit 1 when a file differs from what would be written
 package main
 
@@ -81,6 +83,9 @@ func run(ctx context.Context, root string, check bool) error {
 			}
 			continue
 		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // as for files
+			return fmt.Errorf("make folder of generated file: %w", err)
+		}
 		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // source code is for everyone to read
 			return fmt.Errorf("write generated file: %w", err)
 		}
@@ -105,6 +110,10 @@ func generate(ctx context.Context, root string) (map[string][]byte, error) {
 			return nil, err
 		}
 		maps.Copy(out, files)
+	}
+	out[descriptionsFile], err = describe(req)
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }

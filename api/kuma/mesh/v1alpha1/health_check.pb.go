@@ -250,8 +250,7 @@ type HealthCheck_Conf_Http struct {
 	Path                string                                     `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	RequestHeadersToAdd []*HealthCheck_Conf_Http_HeaderValueOption `protobuf:"bytes,2,rep,name=request_headers_to_add,json=requestHeadersToAdd,proto3" json:"request_headers_to_add,omitempty"`
 	ExpectedStatuses    []*wrapperspb.UInt32Value                  `protobuf:"bytes,3,rep,name=expected_statuses,json=expectedStatuses,proto3" json:"expected_statuses,omitempty"`
-	// use_http1 asks for HTTP/1.1 checks. Documented, but not in the reference's schema, which drops it: the number is
-	// ours, far from those that may yet be given there.
+	// Check over HTTP/1.1.
 	UseHttp1      *wrapperspb.BoolValue `protobuf:"bytes,1000,opt,name=use_http1,json=useHttp1,proto3" json:"use_http1,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1,0 +1,77 @@
+package openapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// Of returns the schema of v's type as encoding/json writes it. The tag doc of a field is its description. Members that
+// may be left out (omitempty, omitzero) are not required; pointers may be null unless they are left out instead. It is
+// for the bodies that are Go structs, and panics for a type that it does not know: that is a mistake in the program.
+func Of(v any) *Schema { return typeSchema(reflect.TypeOf(v)) }
+
+func typeSchema(t reflect.Type) *Schema {
+	switch t {
+	case reflect.TypeFor[time.Time]():
+		return refTo(schemaTimestamp)
+	case reflect.TypeFor[json.RawMessage]():
+		return &Schema{}
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return &Schema{Type: Types{"boolean"}}
+	case reflect.String:
+		return &Schema{Type: Types{"string"}}
+	case reflect.Int, reflect.Int32, reflect.Int64:
+		return &Schema{Type: Types{"integer"}}
+	case reflect.Uint, reflect.Uint32, reflect.Uint64:
+		return &Schema{Type: Types{"integer"}, Minimum: new(int64(0))}
+	case reflect.Float64:
+		return &Schema{Type: Types{"number"}}
+	case reflect.Interface:
+		return &Schema{}
+	case reflect.Slice:
+		return &Schema{Type: Types{"array"}, Items: typeSchema(t.Elem())}
+	case reflect.Map:
+		return &Schema{Type: Types{"object"}, AdditionalProperties: typeSchema(t.Elem())}
+	case reflect.Pointer:
+		s := typeSchema(t.Elem())
+		if s.Ref != "" {
+			return &Schema{AnyOf: []*Schema{s, {Type: Types{"null"}}}}
+		}
+		s.Type = append(s.Type, "null")
+		return s
+	case reflect.Struct:
+		return structSchema(t)
+	default:
+		panic(fmt.Sprintf("openapi: no schema for %s", t))
+	}
+}
+
+func structSchema(t reflect.Type) *Schema {
+	object := &Schema{Type: Types{"object"}}
+	for f := range t.Fields() {
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if !f.IsExported() && !f.Anonymous || name == "-" {
+			continue
+		}
+		if f.Anonymous && name == "" {
+			embedded := structSchema(f.Type)
+			object.Properties = append(object.Properties, embedded.Properties...)
+			object.Required = append(object.Required, embedded.Required...)
+			continue
+		}
+		ft, optional := f.Type, strings.Contains(options, "omit")
+		if ft.Kind() == reflect.Pointer && optional {
+			ft = ft.Elem()
+		}
+		object.Properties = append(object.Properties, Property{name, described(typeSchema(ft), f.Tag.Get("doc"))})
+		if !optional {
+			object.Required = append(object.Required, name)
+		}
+	}
+	return object
+}
