@@ -44,8 +44,9 @@ fmt: ## format the code
 	go run $(GOLANGCI) fmt ./...
 
 .PHONY: generate
-generate: ## write the generated code and docs/CONFIGURATION.md again
+generate: ## write the generated code, docs/CONFIGURATION.md and docs/openapi again
 	go run ./api/internal/protogen
+	go test ./api/server -run '^TestTheDescriptionIsTheOneInDocs$$' -count=1 -update
 	go test ./cmd/internal/launch -run '^TestReferencePageIsUpToDate$$' -count=1 -update
 
 .PHONY: check

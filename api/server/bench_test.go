@@ -288,3 +288,28 @@ func BenchmarkListFiltered(b *testing.B) {
 	policies(b, p, 20_000)
 	b.Run("20000", func(b *testing.B) { benchmarkGet(b, p, "/traffic-permissions?name=tp-001") })
 }
+
+func BenchmarkRoutes(b *testing.B) {
+	p := newPlane(b, resource.Global)
+	b.ReportAllocs()
+	for b.Loop() {
+		p.srv.routes()
+	}
+}
+
+func BenchmarkDescribe(b *testing.B) {
+	p := newPlane(b, resource.Global)
+	for _, form := range []struct {
+		name   string
+		render func() ([]byte, error)
+	}{{"JSON", p.srv.doc.JSON}, {"YAML", p.srv.doc.YAML}, {"page", p.srv.doc.Page}} {
+		b.Run(form.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := form.render(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

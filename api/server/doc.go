@@ -8,7 +8,7 @@
 // # Where to read
 //
 //	server.go     what a Server is made of, its listeners and its life
-//	routes.go     the whole routing table
+//	routes.go     the whole routing table, each route with its description (package openapi)
 //	aliases.go    other spellings of paths, in one table
 //	middleware.go what happens around every request: metrics, log, panics, CORS, path clean-up
 //	access.go     who is asking, and who may do what
@@ -24,6 +24,7 @@
 //	import.go     such a stream, stored as one batch
 //	rules.go      what single types ask of a write: cascades, refusals, tags a zone adds
 //	status.go     /, /config, /policies, /versions, /status/zones, /global-insights
+//	description.go  that description, served as JSON, YAML and a page
 //	render.go     JSON of a record, made once per version
 //	reply.go      sending bodies: buffering, gzip, HEAD
 //

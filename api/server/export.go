@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -26,6 +27,12 @@ const mediaYAML = "application/yaml"
 
 var errUnacceptedYAML = &textError{
 	status: http.StatusNotAcceptable, text: "406: Not Acceptable\n\nAvailable representations: " + mediaYAML + "\n",
+}
+
+// transferRoutes adds what moves everything at once.
+func (s *Server) transferRoutes(t table) {
+	t.read("/export", s.export, openapi.Export())
+	t.handle(http.MethodPost, "/import", s.importResources, openapi.Import(openapi.Of(importAnswer{})))
 }
 
 // transferable reports whether resources of a type are exported and imported: those that clients write on this plane.

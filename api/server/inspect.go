@@ -8,6 +8,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/codec"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -26,19 +27,24 @@ const (
 // This plane configures no proxies: nothing is attached to any of them, and none is connected. So every answer is an
 // empty one, or says that the proxy cannot be asked; whether the mesh, the policy and the proxy exist is checked as if
 // there were more to say.
-func (s *Server) inspectRoutes(get func(pattern string, h handlerFunc)) {
+func (s *Server) inspectRoutes(t table) {
 	all := resource.All()
 	for i := range all {
-		if all[i].Inspect {
-			get("/meshes/{mesh}/"+all[i].Path+"/{name}/dataplanes", s.inspectPolicy)
+		if d := &all[i]; d.Inspect {
+			t.get("/meshes/{mesh}/"+d.Path+"/{name}/dataplanes", s.inspectPolicy,
+				openapi.Inspect(d, "Proxies", "List the proxies that it reaches", openapi.Of(attached{})))
 		}
 	}
 	for _, name := range [...]resource.Type{"MeshGateway", "MeshGatewayRoute"} {
 		d, _ := resource.Lookup(name)
-		get("/meshes/{mesh}/"+d.Path+"/{name}/dataplanes", endpoint{s, d}.inspectGateway)
+		t.get("/meshes/{mesh}/"+d.Path+"/{name}/dataplanes", endpoint{s, d}.inspectGateway,
+			openapi.Inspect(d, "Proxies", "List the proxies that it configures", openapi.Of(attached{})))
 	}
-	get("/meshes/{mesh}/dataplanes/{name}/policies", s.inspectPolicies)
-	get("/meshes/{mesh}/dataplanes/{name}/rules", s.inspectRules)
+	dataplane, _ := resource.Lookup(resource.Dataplane)
+	t.get("/meshes/{mesh}/dataplanes/{name}/policies", s.inspectPolicies, openapi.Inspect(dataplane, "Policies",
+		"List the policies that reach it", &openapi.Schema{AnyOf: []*openapi.Schema{openapi.Of(attached{}), openapi.Of(gatewayPolicies{})}}))
+	t.get("/meshes/{mesh}/dataplanes/{name}/rules", s.inspectRules,
+		openapi.Inspect(dataplane, "Rules", "List the rules that targetRef policies make for it", openapi.Of(attached{})))
 
 	for _, p := range [...]struct {
 		typ           resource.Type
@@ -50,7 +56,7 @@ func (s *Server) inspectRoutes(get func(pattern string, h handlerFunc)) {
 	} {
 		d, _ := resource.Lookup(p.typ)
 		for _, view := range [...]proxyView{viewConfigDump, viewStats, viewClusters} {
-			get(p.path+"/"+string(view), endpoint{s, d}.askProxy(view, p.missing))
+			t.get(p.path+"/"+string(view), endpoint{s, d}.askProxy(view, p.missing), openapi.AskProxy(d, string(view)))
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/resource"
 )
 
@@ -22,20 +23,41 @@ type endpoint struct {
 	d *resource.Descriptor
 }
 
-// routes builds the routing table: for each row of the registry the collection (in a mesh, and across meshes) and the
-// item, then the overviews, then what is not a resource.
-func (s *Server) routes() http.Handler {
+// table is the routing table: each row is a route and what it means.
+type table struct {
+	s   *Server
+	mux *chi.Mux
+	doc *openapi.Document
+}
+
+// handle adds a route.
+func (t table) handle(method, pattern string, h http.HandlerFunc, op openapi.Operation) {
+	t.mux.Method(method, pattern, h)
+	t.doc.Add(method, pattern, op)
+}
+
+// get adds a route that answers GET and HEAD with JSON.
+func (t table) get(pattern string, h handlerFunc, op openapi.Operation) {
+	t.read(pattern, producesJSON(h), op.Unacceptable())
+}
+
+// read adds a route that answers GET and HEAD.
+func (t table) read(pattern string, h handlerFunc, op openapi.Operation) {
+	f := t.s.handle(h)
+	t.handle(http.MethodGet, pattern, f, op)
+	t.mux.Head(pattern, f) // not described apart: openapi.Document says that HEAD is answered wherever GET is
+}
+
+// routes builds the routing table and its description: for each row of the registry the collection (in a mesh, and
+// across meshes) and the item, then the overviews, then what is not a resource.
+func (s *Server) routes() (http.Handler, *openapi.Document) {
 	mux := chi.NewRouter()
 	mux.Use(s.observe, s.cors, s.authenticate, cleanPath)
 	mux.NotFound(s.handle(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
 	mux.MethodNotAllowed(s.handle(func(_ http.ResponseWriter, r *http.Request) error { return methodNotAllowed(r) }))
 
-	read := func(pattern string, h handlerFunc) {
-		f := s.handle(h)
-		mux.Get(pattern, f)
-		mux.Head(pattern, f)
-	}
-	get := func(pattern string, h handlerFunc) { read(pattern, producesJSON(h)) }
+	doc := openapi.New(s.plane, s.opts.Version)
+	t := table{s, mux, doc}
 	all := resource.All()
 	for i := range all {
 		d := &all[i]
@@ -48,45 +70,39 @@ func (s *Server) routes() http.Handler {
 			list, one = e.listServices, e.getService
 		}
 		list = e.watchable(list)
-		read("/"+d.Path, list)
+		t.read("/"+d.Path, list, doc.List(d, false))
 		item := "/" + d.Path + "/{name}"
 		if d.Scope == resource.ScopeMesh {
-			read("/meshes/{mesh}/"+d.Path, list)
+			t.read("/meshes/{mesh}/"+d.Path, list, doc.List(d, true))
 			item = "/meshes/{mesh}/" + d.Path + "/{name}"
 		}
-		get(item, one)
-		mux.Put(item, e.write("put", e.put))
-		mux.Delete(item, e.write("delete", e.delete))
+		t.get(item, one, doc.Get(d))
+		writable := e.readOnly() == nil
+		t.handle(http.MethodPut, item, e.write("put", e.put), doc.Put(d, writable))
+		t.handle(http.MethodDelete, item, e.write("delete", e.delete), doc.Delete(d, writable))
 	}
-	// The one trailing slash that clients of the reference may use: a mesh with an empty name.
-	get("/meshes/", func(http.ResponseWriter, *http.Request) error { return notFound(titleGet) })
+	// The one trailing slash that clients of the reference may use: a mesh with an empty name. It is never found, and
+	// not described: what is described is what there is.
+	empty := s.handle(func(http.ResponseWriter, *http.Request) error { return notFound(titleGet) })
+	mux.Get("/meshes/", empty)
+	mux.Head("/meshes/", empty)
 
 	for _, o := range overviews() {
 		o.Server = s
-		get("/"+o.path, o.list)
+		t.get("/"+o.path, o.list, doc.ListOverviews(o.main, false))
 		item := "/" + o.path + "/{name}"
 		if o.main.Scope == resource.ScopeMesh {
-			get("/meshes/{mesh}/"+o.path, o.list)
+			t.get("/meshes/{mesh}/"+o.path, o.list, doc.ListOverviews(o.main, true))
 			item = "/meshes/{mesh}/" + o.path + "/{name}"
 		}
-		get(item, o.get)
+		t.get(item, o.get, doc.GetOverview(o.main))
 	}
-
-	s.inspectRoutes(get)
-	s.tokenRoutes(mux)
-
-	get("/", s.getIndex)
-	get("/config", s.getConfig)
-	get("/policies", s.getPolicies)
-	get("/versions", s.getVersions)
-	get("/status/zones", s.getZonesStatus)
-	get("/global-insights", s.getGlobalInsights)
-
-	export := s.handle(s.export)
-	mux.Get("/export", export)
-	mux.Head("/export", export)
-	mux.Post("/import", s.importResources)
-	return mux
+	s.transferRoutes(t)
+	s.inspectRoutes(t)
+	s.tokenRoutes(t)
+	s.statusRoutes(t)
+	s.descriptionRoutes(t)
+	return mux, doc
 }
 
 // handle adapts h to net/http.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/defaults"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
@@ -92,6 +93,7 @@ type Server struct {
 	origins  []*regexp.Regexp
 	access   StaticAccess
 	handler  http.Handler
+	doc      *openapi.Document // describes handler
 	policies []byte
 	versions []byte
 	metrics  metrics
@@ -169,7 +171,7 @@ func New(o Options) (*Server, error) {
 	if s.metrics, err = newMetrics(o.Registerer); err != nil {
 		return nil, fmt.Errorf("api server: register metrics: %w", err)
 	}
-	s.handler = s.routes()
+	s.handler, s.doc = s.routes()
 	if s.http.ln, err = listen(o.BindAddress, o.HTTPPort); err != nil {
 		return nil, fmt.Errorf("api server: listen for HTTP: %w", err)
 	}

@@ -41,6 +41,10 @@ type plane struct {
 	t     testing.TB
 	srv   *Server
 	store *store.Store
+	// unchecked is set by fuzz targets, for whose speed traffic is not held against the description; see contract.
+	unchecked bool
+	describe  sync.Once
+	described *contract
 }
 
 // newPlane returns the API of a global or of zone "zone-1". Changes are applied to its options.
@@ -108,7 +112,13 @@ func (p *plane) do(method, target, body string, headers ...string) answer {
 	}
 	w := httptest.NewRecorder()
 	p.srv.Handler().ServeHTTP(w, r)
-	return answer{w.Code, w.Result().Header, w.Body.String()}
+	a := answer{w.Code, w.Result().Header, w.Body.String()}
+	if _, measuring := p.t.(*testing.B); !measuring && !p.unchecked {
+		if err := p.contract().check(r, body, a); err != nil {
+			p.t.Errorf("%s %s: %v", method, target, err)
+		}
+	}
+	return a
 }
 
 // want sends a request and checks the status.

@@ -11,21 +11,36 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/codec"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
+
+// statusRoutes adds what is not a resource.
+func (s *Server) statusRoutes(t table) {
+	t.get("/", s.getIndex, openapi.Read("getIndex", "Read what answers here", "", openapi.Of(index{})))
+	t.get("/config", s.getConfig, openapi.Read("getConfig", "Read the effective configuration",
+		"Secrets are masked.", &openapi.Schema{Type: openapi.Types{"object"}}))
+	t.get("/policies", s.getPolicies, openapi.Read("getPolicies", "List the types of policies", "", openapi.Of(policyList{})))
+	t.get("/versions", s.getVersions, openapi.Read("getVersions", "List the versions of proxies",
+		"Which versions of kuma-dp are accepted, and which Envoy each of them runs.", openapi.Of(versions{})))
+	t.get("/status/zones", s.getZonesStatus, openapi.Read("getZonesStatus", "List the zones and their connections",
+		"What is not known is null.", openapi.Of([]zoneStatus{})))
+	t.get("/global-insights", s.getGlobalInsights, openapi.Read("getGlobalInsights", "Count the resources outside meshes",
+		"", openapi.Of(globalInsights{})))
+}
 
 // index is the answer of "/". kumactl checks tagline and version.
 type index struct {
 	Hostname   string `json:"hostname"`
 	Tagline    string `json:"tagline"`
 	Product    string `json:"product"`
-	Version    string `json:"version"`  // API generation
-	Meridian   string `json:"meridian"` // our own version
-	Mode       string `json:"mode"`     // global or zone
-	Zone       string `json:"zone,omitempty"`
+	Version    string `json:"version" doc:"Generation of the API."`
+	Meridian   string `json:"meridian" doc:"Version of the program."`
+	Mode       string `json:"mode" doc:"global or zone."`
+	Zone       string `json:"zone,omitempty" doc:"Name of the zone."`
 	InstanceID string `json:"instanceId"`
-	ClusterID  string `json:"clusterId"` // empty on a zone that never met its global
+	ClusterID  string `json:"clusterId" doc:"Empty on a zone that never met its global."`
 }
 
 func (s *Server) getIndex(w http.ResponseWriter, r *http.Request) error {
@@ -83,11 +98,16 @@ func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
 	return s.sendJSON(w, r, body)
 }
 
+// policyList is the answer of /policies.
+type policyList struct {
+	Policies []policy `json:"policies"`
+}
+
 // policy is one entry of /policies. displayName is what older clients read, the other two are newer.
 type policy struct {
 	Name                string `json:"name"`
-	ReadOnly            bool   `json:"readOnly"`
-	Path                string `json:"path"`
+	ReadOnly            bool   `json:"readOnly" doc:"Whether this control plane refuses to write it."`
+	Path                string `json:"path" doc:"Last segment of the path of its lists."`
 	DisplayName         string `json:"displayName"`
 	SingularDisplayName string `json:"singularDisplayName"`
 	PluralDisplayName   string `json:"pluralDisplayName"`
@@ -113,26 +133,31 @@ func (s *Server) policiesBody() ([]byte, error) {
 		})
 	}
 	slices.SortFunc(list, func(a, b policy) int { return cmp.Compare(a.Name, b.Name) })
-	return marshal(map[string][]policy{"policies": list})
+	return marshal(policyList{list})
 }
 
 func (s *Server) getPolicies(w http.ResponseWriter, r *http.Request) error {
 	return s.sendJSON(w, r, s.policies)
 }
 
-// versionsBody renders /versions: which Envoy each range of kuma-dp versions runs.
-func versionsBody(ranges map[string]string) ([]byte, error) {
-	if ranges == nil {
-		ranges = map[string]string{"~1.7.0": "~1.22.0", "~1.8.0": "~1.22.0", "~2.0.0": "~1.22.0"}
+// versions is the answer of /versions: which Envoy each version of kuma-dp runs.
+type versions struct {
+	KumaDP map[string]envoyVersion `json:"kumaDp"`
+}
+
+type envoyVersion struct {
+	Envoy string `json:"envoy"`
+}
+
+func versionsBody(byProxy map[string]string) ([]byte, error) {
+	if byProxy == nil {
+		byProxy = map[string]string{"~1.7.0": "~1.22.0", "~1.8.0": "~1.22.0", "~2.0.0": "~1.22.0"}
 	}
-	type envoy struct {
-		Envoy string `json:"envoy"`
+	body := versions{make(map[string]envoyVersion, len(byProxy))}
+	for proxy, envoy := range byProxy {
+		body.KumaDP[proxy] = envoyVersion{envoy}
 	}
-	proxies := make(map[string]envoy, len(ranges))
-	for proxy, e := range ranges {
-		proxies[proxy] = envoy{e}
-	}
-	return marshal(map[string]map[string]envoy{"kumaDp": proxies})
+	return marshal(body)
 }
 
 func (s *Server) getVersions(w http.ResponseWriter, r *http.Request) error {
@@ -142,11 +167,11 @@ func (s *Server) getVersions(w http.ResponseWriter, r *http.Request) error {
 // zoneStatus is one entry of /status/zones. What is not known is null, never invented.
 type zoneStatus struct {
 	Name           string     `json:"name"`
-	URL            string     `json:"url"`
-	Active         bool       `json:"active"` // enabled, and its session is alive
+	URL            string     `json:"url" doc:"Address that the session comes from."`
+	Active         bool       `json:"active" doc:"Enabled, and its session is alive."`
 	ConnectedSince *time.Time `json:"connectedSince"`
 	LastAck        *time.Time `json:"lastAck"`
-	Lag            *int       `json:"lag"` // resources changed and not yet acknowledged
+	Lag            *int       `json:"lag" doc:"Resources that changed and are not acknowledged yet."`
 }
 
 func (s *Server) getZonesStatus(w http.ResponseWriter, r *http.Request) error {
@@ -197,10 +222,18 @@ func knownTime(t time.Time) *time.Time {
 	return &t
 }
 
+// globalInsights is the answer of /global-insights.
+type globalInsights struct {
+	Type         string           `json:"type"`
+	CreationTime time.Time        `json:"creationTime"`
+	Resources    map[string]count `json:"resources" doc:"By type."`
+}
+
+type count struct {
+	Total int `json:"total"`
+}
+
 func (s *Server) getGlobalInsights(w http.ResponseWriter, r *http.Request) error {
-	type count struct {
-		Total int `json:"total"`
-	}
 	snap := s.store.Snapshot()
 	counts := make(map[string]count)
 	for _, d := range resource.All() {
@@ -208,11 +241,7 @@ func (s *Server) getGlobalInsights(w http.ResponseWriter, r *http.Request) error
 			counts[string(d.Name)] = count{snap.Count(string(d.Name), "")}
 		}
 	}
-	body, err := marshal(struct {
-		Type         string           `json:"type"`
-		CreationTime time.Time        `json:"creationTime"`
-		Resources    map[string]count `json:"resources"`
-	}{"GlobalInsights", time.Now().UTC(), counts})
+	body, err := marshal(globalInsights{"GlobalInsights", time.Now().UTC(), counts})
 	if err != nil {
 		return internal(titleGet, err)
 	}

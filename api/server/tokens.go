@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"time"
 
-	"github.com/go-chi/chi/v5"
-
 	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/tokens"
 )
 
@@ -31,6 +31,9 @@ const (
 
 	mustNotBeEmpty = "cannot be empty"
 )
+
+// proxyTypes are the values of type in requests for tokens of proxies.
+var proxyTypes = []string{"", "dataplane", "ingress", "egress"}
 
 // tokenRequest is the body of every request for a token; each kind knows some of the fields.
 type tokenRequest struct {
@@ -77,14 +80,37 @@ func (s *Server) tokenKinds() []tokenKind {
 
 // tokenRoutes registers the endpoints that issue tokens. They are the same on both planes; what a plane can issue depends
 // on the keys it has. PUT does what POST does, because clients of the reference may use either.
-func (s *Server) tokenRoutes(mux chi.Router) {
+func (s *Server) tokenRoutes(t table) {
 	for _, k := range s.tokenKinds() {
 		h := s.issueToken(k)
 		for _, path := range k.paths {
-			mux.Post(path, h)
-			mux.Put(path, h)
+			for _, method := range [...]string{http.MethodPost, http.MethodPut} {
+				t.handle(method, path, h, openapi.IssueToken(method, path, k.kind.String(), k.schema()))
+			}
 		}
 	}
+}
+
+// schema describes a request for a token of the kind.
+func (k *tokenKind) schema() *openapi.Schema {
+	object := &openapi.Schema{Type: openapi.Types{"object"}}
+	for _, f := range k.fields {
+		into := reflect.ValueOf(f.into(&tokenRequest{})).Elem()
+		member := openapi.Of(into.Interface())
+		switch f.name {
+		case "validFor":
+			member.Description = "How long the token is valid, such as 720h. Ten years when nothing is said."
+		case "type":
+			member.Enum = proxyTypes
+		}
+		if f.required {
+			object.Required = append(object.Required, f.name)
+		} else {
+			member.Type = append(member.Type, "null")
+		}
+		object.Properties = append(object.Properties, openapi.Property{Name: f.name, Schema: member})
+	}
+	return object
 }
 
 // issueToken serves requests for a kind of token, and leaves one audit line for each, whatever the outcome.
@@ -164,7 +190,7 @@ func (k *tokenKind) read(w http.ResponseWriter, r *http.Request) (tokenRequest, 
 	}
 	validFor, c := tokenLife(req.validFor)
 	causes = append(causes, c...)
-	if !slices.Contains([]string{"", "dataplane", "ingress", "egress"}, req.typ) {
+	if !slices.Contains(proxyTypes, req.typ) {
 		causes = append(causes, cause{"type", req.typ + " is not a valid proxy type"})
 	}
 	if len(causes) > 0 {
