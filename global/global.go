@@ -147,7 +147,7 @@ func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus
 func (g *Global) listenAPI(reg prometheus.Registerer) error {
 	a := &g.cfg.API
 	opts := server.Options{
-		Config: *a, Access: &g.cfg.Access, Plane: resource.Global, Store: g.store, Zones: g.zones, EndZoneSession: g.zones.End,
+		Config: *a, Access: &g.cfg.Access, Plane: resource.Global, Store: g.store, Zones: g.zones, Replication: g.zones, EndZoneSession: g.zones.End,
 		Keys: g.keys.Key, InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(g.cfg) },
 		Registerer:      reg, Log: g.log.With("component", "api"),

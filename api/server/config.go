@@ -27,6 +27,7 @@ type Config struct {
 	ImportMaxBytes   int64 `yaml:"importMaxBytes" env:"MERIDIAN_API_IMPORT_MAX_BYTES" doc:"largest body of /import in bytes, 1024 or more; each resource in it is bounded by maxBodyBytes"`
 	RenderCacheBytes int64 `yaml:"renderCacheBytes" env:"MERIDIAN_API_RENDER_CACHE_BYTES" doc:"memory for rendered JSON in bytes, 0 or more"`
 
+	MaxWait        time.Duration `yaml:"maxWait" env:"MERIDIAN_API_MAX_WAIT" doc:"longest time a write may wait for the zones (?wait=), 0 or more"`
 	MaxWatches     int           `yaml:"maxWatches" env:"MERIDIAN_API_MAX_WATCHES" doc:"most lists that are watched (?watch=true) at the same time, 0 or more; beyond that 503"`
 	WatchHeartbeat time.Duration `yaml:"watchHeartbeat" env:"MERIDIAN_API_WATCH_HEARTBEAT" doc:"after how long without an event a watch sends a bookmark, so that the connection is not taken for dead"`
 
@@ -97,6 +98,7 @@ func Default() Config {
 		MaxWrites:        1024,
 		ImportMaxBytes:   256 << 20,
 		RenderCacheBytes: 64 << 20,
+		MaxWait:          time.Minute,
 		MaxWatches:       10_000,
 		WatchHeartbeat:   30 * time.Second,
 		ReadTimeout:      30 * time.Second,
@@ -140,6 +142,9 @@ func (c Config) Validate() []error {
 	}
 	if c.RenderCacheBytes < 0 {
 		bad("renderCacheBytes: %d is negative", c.RenderCacheBytes)
+	}
+	if c.MaxWait < 0 {
+		bad("maxWait: %s is negative", c.MaxWait)
 	}
 	if c.MaxWatches < 0 {
 		bad("maxWatches: %d is negative", c.MaxWatches)

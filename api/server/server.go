@@ -58,6 +58,8 @@ type Options struct {
 	Store *store.Store
 	// Zones is nil where there are no zone sessions: every zone then reads as offline.
 	Zones ZoneSessions
+	// Replication is nil where there are no zones to wait for.
+	Replication Replication
 	// EndZoneSession, where set, is called before a zone that is online is deleted (possible with UnsafeDelete only),
 	// so that the session cannot write after the deletion. Its error ends the request.
 	EndZoneSession func(ctx context.Context, zone string) error
@@ -229,7 +231,7 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// Run serves until ctx ends or a listener fails. Then no connection is accepted any more, watches end, and requests in
+// Run serves until ctx ends or a listener fails. Then no connection is accepted any more, watches and waits end, and requests in
 // flight get ShutdownTimeout to finish; the rest is cut off. It returns nil after a shutdown that ctx asked for. It is
 // called at most once.
 func (s *Server) Run(ctx context.Context) error {

@@ -432,7 +432,7 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 	if errs := Default().Validate(); len(errs) > 0 {
 		t.Fatalf("the defaults are invalid: %v", errs)
 	}
-	c := Config{HTTPPort: 70000, HTTPSPort: -2, TLSCertFile: "x", RenderCacheBytes: -1, MaxWatches: -1, CORSAllowedDomains: []string{"ok", "("}}
+	c := Config{HTTPPort: 70000, HTTPSPort: -2, TLSCertFile: "x", RenderCacheBytes: -1, MaxWatches: -1, MaxWait: -1, CORSAllowedDomains: []string{"ok", "("}}
 	var fields []string
 	for _, err := range c.Validate() {
 		field, _, _ := strings.Cut(err.Error(), ":")
@@ -440,7 +440,7 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 	}
 	want := []string{
 		"httpPort", "httpsPort", "tlsCertFile, tlsKeyFile", "writes", "maxBodyBytes", "maxWrites", "importMaxBytes", "renderCacheBytes",
-		"maxWatches", "watchHeartbeat",
+		"maxWait", "maxWatches", "watchHeartbeat",
 		"readTimeout", "writeTimeout", "idleTimeout", "shutdownTimeout", "corsAllowedDomains[1]",
 	}
 	if diff := cmp.Diff(want, fields); diff != "" {

@@ -30,6 +30,12 @@ type written struct {
 	status int
 	tag    string // entity tag of the resource as it is now, "" when it has none
 	body   []byte // JSON; nil: none
+
+	// What ?wait= asked for, and what it is to wait for.
+	waits    bool
+	wait     time.Duration
+	revision store.Revision
+	deltas   []store.Delta
 }
 
 // write adapts a handler of PUT or DELETE: it answers errors and leaves one audit line, whatever the outcome.
@@ -48,13 +54,21 @@ func (e endpoint) write(action string, do func(http.ResponseWriter, *http.Reques
 		if err != nil {
 			done.status = e.fail(w, r, err)
 			a.outcome = failure(done.status)
-		} else {
-			done.send(w, a.dryRun)
 		}
 		key := e.key(r)
 		e.log.InfoContext(r.Context(), "write",
 			"action", action, "outcome", a.outcome, "status", done.status, "type", key.Type, "mesh", key.Mesh, "name", key.Name,
 			"revision", uint64(a.revision), "user", a.user.String(), "remote", r.RemoteAddr, "dry_run", a.dryRun)
+		if err != nil {
+			return
+		}
+		if done.waits { // after the audit line: the write is done
+			if err := e.await(w, r, &done); err != nil {
+				e.fail(w, r, err)
+				return
+			}
+		}
+		done.send(w, a.dryRun)
 	}
 }
 
@@ -122,6 +136,10 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written
 	if err != nil {
 		return written{}, err
 	}
+	wait, waits, err := e.waitOf(r.URL.Query(), opts.dryRun)
+	if err != nil {
+		return written{}, err
+	}
 	a.dryRun = opts.dryRun
 	pre, err := preconditionsOf(r)
 	if err != nil {
@@ -178,9 +196,13 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written
 	p = plan{}
 	ctx, cancel := e.commitContext(r.Context())
 	defer cancel()
+	var deltas []store.Delta
 	rev, err := defaults.Commit(ctx, e.store, e.opts.Keys, d.material, needs, func(head *store.Snapshot) ([]store.Op, []defaults.Need, error) {
 		var err error
 		p, err = e.planPut(head, d)
+		if waits {
+			deltas = deltasOf(head, p.ops)
+		}
 		return p.ops, p.needs, err
 	})
 	if err != nil {
@@ -189,8 +211,11 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written
 	a.revision, a.outcome = rev, p.outcome
 	if p.outcome == outcomeUnchanged {
 		rev = p.record.Version // what is there, not the store's newest
+		deltas = []store.Delta{{Key: key, Old: p.record, New: p.record}}
 	}
-	return written{status: p.status(), tag: e.etag(rev)}, nil
+	return written{
+		status: p.status(), tag: e.etag(rev), waits: waits, wait: wait, revision: rev, deltas: deltas,
+	}, nil
 }
 
 // wouldBe answers a PUT that is only tried: with the resource as GET would show it afterwards.
@@ -230,6 +255,10 @@ func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (writ
 	if err != nil {
 		return written{}, err
 	}
+	wait, waits, err := e.waitOf(r.URL.Query(), opts.dryRun)
+	if err != nil {
+		return written{}, err
+	}
 	a.dryRun = opts.dryRun
 	pre, err := preconditionsOf(r)
 	if err != nil {
@@ -252,15 +281,19 @@ func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (writ
 	}
 	ctx, cancel := e.commitContext(r.Context())
 	defer cancel()
+	var deltas []store.Delta
 	rev, err := e.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
 		p, err := e.planDelete(head, key, a.user, online, pre)
+		if waits {
+			deltas = deltasOf(head, p.ops)
+		}
 		return p.ops, err
 	})
 	if err != nil {
 		return written{}, storeProblem(titleDelete, err)
 	}
 	a.revision, a.outcome = rev, outcomeDeleted
-	return written{status: http.StatusOK}, nil
+	return written{status: http.StatusOK, waits: waits, wait: wait, revision: rev, deltas: deltas}, nil
 }
 
 // resourceKey names a resource in JSON.

@@ -64,6 +64,13 @@ type Change struct {
 	Revision Revision
 }
 
+// Delta is what a batch did to a key.
+type Delta struct {
+	Key Key
+	// Old is nil when there was none, New when it was deleted. They are the same when the batch changed nothing.
+	Old, New *Record
+}
+
 // Op is one element of a batch: a put or a delete, with an optional precondition.
 type Op struct {
 	Key Key

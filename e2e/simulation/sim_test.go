@@ -338,6 +338,7 @@ type valve struct {
 	mu   sync.Mutex
 	dead bool
 	fail int // appends that are yet to fail
+	slow time.Duration
 }
 
 var errValve = errors.New("the disk is gone")
@@ -347,7 +348,9 @@ func (v *valve) Append(ctx context.Context, g store.Group) error {
 	v.mu.Lock()
 	refuse := v.dead || v.fail > 0
 	v.fail = max(v.fail-1, 0)
+	slow := v.slow
 	v.mu.Unlock()
+	time.Sleep(slow)
 	if refuse {
 		return errValve
 	}
@@ -362,6 +365,13 @@ func (v *valve) shut() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.dead = true
+}
+
+// delay makes every commit take that long.
+func (v *valve) delay(d time.Duration) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.slow = d
 }
 
 // failNext makes the next n commits fail.

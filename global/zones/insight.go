@@ -21,9 +21,11 @@ import (
 func (s *Stream) Publishing(p Publisher) {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
+	s.publisher = p
 	if z := s.table.zones[s.zone]; z != nil {
 		z.last = p
 	}
+	s.table.lookAgainLocked()
 }
 
 // Subscribed fills the subscription from the zone's first request.

@@ -22,6 +22,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/sync/kds"
 )
 
 // Causes for which the table ends a stream.
@@ -92,6 +93,7 @@ type Table struct {
 	urgent  bool          // a connection opened or closed: store without waiting
 	wake    chan struct{} // cap 1, level-triggered: dirty is not empty
 	closing error         // set once: no new streams
+	waits   map[*wait]struct{}
 
 	connected *prometheus.GaugeVec
 	swaps     *prometheus.CounterVec
@@ -119,6 +121,8 @@ type session struct {
 // Publisher is what the table asks of a zone's GlobalToZone publisher.
 type Publisher interface {
 	Lag(snap *store.Snapshot) int
+	Outcome(rev store.Revision, deltas []store.Delta) (outcome kds.Outcome, reason string)
+	Await(typ string, rev store.Revision, notify func()) (cancel func())
 }
 
 // Stream is one open stream of a zone's session.
@@ -128,6 +132,8 @@ type Stream struct {
 	kind   Kind
 	cancel context.CancelCauseFunc
 	sub    *systemv1.KDSSubscription // of a GlobalToZone stream; guarded by Table.mu
+	// publisher serves a GlobalToZone stream, nil until it is known; guarded by Table.mu.
+	publisher Publisher
 }
 
 // New returns a table over the ZoneInsights in st. Subscriptions that an earlier process left open are closed: it is
@@ -136,6 +142,7 @@ func New(ctx context.Context, cfg Config, st *store.Store, reg prometheus.Regist
 	t := &Table{
 		cfg: cfg, store: st, log: log,
 		zones: make(map[string]*zone), dirty: make(map[string]struct{}), wake: make(chan struct{}, 1),
+		waits: make(map[*wait]struct{}),
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "meridian", Subsystem: "zones", Name: "connected", Help: "1 while the zone has a live session.",
 		}, []string{"zone"}),
@@ -248,6 +255,7 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 		}
 		t.connected.WithLabelValues(z.name).Set(1)
 		t.log.Info("zone connected", "zone", z.name, "address", hello.Address, "plane", hello.PlaneID)
+		t.lookAgainLocked()
 		t.markLocked(z.name, true)
 	}
 	return ctx, s, nil
@@ -351,6 +359,7 @@ func (t *Table) endLocked(z *zone, s *Stream, cause error) {
 		s.sub.DisconnectTime = timestamppb.Now()
 		t.connected.WithLabelValues(z.name).Set(0)
 		t.log.Info("zone disconnected", "zone", z.name, "reason", cause)
+		t.lookAgainLocked()
 		t.markLocked(z.name, true)
 	}
 }

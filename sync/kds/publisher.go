@@ -66,6 +66,10 @@ type Publisher struct {
 	byTyp map[resource.Type]*subscription
 	peer  *Node         // as said in the first request
 	wake  chan struct{} // cap 1, level-triggered: "look at the subscriptions"
+	// answered: the peer has acknowledged or rejected something, so it has asked for all that it wants.
+	answered bool
+	waiting  map[resource.Type][]*awaiting // sorted by revision
+	due      []*awaiting                   // to be told once the lock is released
 
 	// Owned by the writer.
 	nonce uint64
@@ -83,6 +87,9 @@ type subscription struct {
 	inflight *inflight
 	acked    store.Revision // everything up to here is acknowledged
 	rejected map[store.Key]rejectedIn
+	// refused says of which keys the peer does not have what it was sent, and why. rejected, which only counts, also
+	// forgets what is gone or was mended by the way; this does not: it answers for single writes.
+	refused map[store.Key]refusal
 
 	// Owned by the writer; read by Lag under mu only through acked and rejected.
 	started  bool
@@ -104,6 +111,8 @@ type inflight struct {
 	rev   store.Revision
 	more  bool
 	puts  []pagedPut
+
+	removed []pagedRemoval
 }
 
 // rejectedIn is the response in which a resource was last rejected. A peer that does not say which resources of a
@@ -116,8 +125,15 @@ type rejectedIn struct {
 // paging is a state or a change that takes several messages, taken from one snapshot.
 type paging struct {
 	puts    []pagedPut
-	removed []string
+	removed []pagedRemoval
 	token   Token
+}
+
+// pagedRemoval is a wire key that the peer must drop, and the record it stood for; the zero key where the peer alone
+// knows of it, or where the record stays under another wire key.
+type pagedRemoval struct {
+	key  store.Key
+	wire string
 }
 
 type pagedPut struct {
@@ -184,7 +200,7 @@ func (p *Publisher) kick() {
 // accept takes a request into the subscriptions.
 func (p *Publisher) accept(req *discoveryv3.DeltaDiscoveryRequest) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	defer p.unlockAndNotify()
 	node := nodeOf(req.GetNode())
 	switch {
 	case req.GetNode() != nil && node.ID != p.cfg.Zone:
@@ -247,9 +263,11 @@ func (p *Publisher) settle(sub *subscription, nonce string, req *discoveryv3.Del
 		return
 	}
 	sub.inflight = nil
+	p.answeredLocked()
+	sub.pruneRefusals(p.cfg.Store.Snapshot())
 	p.cfg.Metrics.ackAge.WithLabelValues(p.cfg.Direction.String()).Observe(time.Since(in.since).Seconds())
 	if detail := req.GetErrorDetail(); detail != nil {
-		sub.reject(in, rejectedKeys(detail))
+		sub.reject(in, rejectedKeys(detail), detail.GetMessage())
 		p.cfg.Metrics.responses.WithLabelValues(p.cfg.Direction.String(), string(sub.typ), "rejected").Inc()
 		p.cfg.Log.Warn("peer rejected resources", "type", sub.typ, "nonce", nonce, "reason", detail.GetMessage())
 		if p.cfg.Observer != nil {
@@ -263,20 +281,29 @@ func (p *Publisher) settle(sub *subscription, nonce string, req *discoveryv3.Del
 		}
 	}
 	if !in.more {
-		sub.acked = in.rev
+		p.settledLocked(sub, in.rev)
 	}
 }
 
 // reject notes what the peer left out of a response: the wire keys it named, or all when it named none.
-func (s *subscription) reject(in *inflight, named map[string]bool) {
+func (s *subscription) reject(in *inflight, named map[string]bool, reason string) {
 	if s.rejected == nil {
 		s.rejected = make(map[store.Key]rejectedIn)
 	}
 	for _, put := range in.puts {
 		if len(named) == 0 || named[put.w.res.GetName()] {
 			s.rejected[put.key] = rejectedIn{in.nonce, len(named) > 0}
+			s.refuse(put.key, reason)
 		} else {
 			delete(s.rejected, put.key)
+			delete(s.refused, put.key)
+		}
+	}
+	for _, r := range in.removed {
+		if len(named) == 0 {
+			s.refuse(r.key, reason)
+		} else {
+			delete(s.refused, r.key)
 		}
 	}
 }
@@ -289,6 +316,10 @@ func (s *subscription) accepted(in *inflight) {
 			mended[was.nonce] = true
 		}
 		delete(s.rejected, put.key)
+		delete(s.refused, put.key)
+	}
+	for _, r := range in.removed {
+		delete(s.refused, r.key)
 	}
 	if len(mended) > 0 {
 		maps.DeleteFunc(s.rejected, func(_ store.Key, was rejectedIn) bool { return !was.named && mended[was.nonce] })
@@ -460,9 +491,9 @@ func (p *Publisher) current(sub *subscription) {
 		return
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	defer p.unlockAndNotify()
 	if sub.inflight == nil {
-		sub.acked = sub.rev
+		p.settledLocked(sub, sub.rev)
 	}
 }
 
@@ -524,16 +555,18 @@ func (p *Publisher) nextResponse(sub *subscription, snap *store.Snapshot, peer N
 	}
 	p.nonce++
 	resp := &discoveryv3.DeltaDiscoveryResponse{
-		TypeUrl:          string(sub.typ),
-		Nonce:            strconv.FormatUint(p.nonce, 10),
-		ControlPlane:     &corev3.ControlPlane{Identifier: p.cfg.Identifier},
-		RemovedResources: removed,
+		TypeUrl:      string(sub.typ),
+		Nonce:        strconv.FormatUint(p.nonce, 10),
+		ControlPlane: &corev3.ControlPlane{Identifier: p.cfg.Identifier},
+	}
+	for _, r := range removed {
+		resp.RemovedResources = append(resp.RemovedResources, r.wire)
 	}
 	if p.offer.style.meridian {
 		resp.SystemVersionInfo = token.String()
 	}
 	in := &inflight{nonce: resp.GetNonce(), since: time.Now(), rev: token.Revision, more: more}
-	in.puts = puts
+	in.puts, in.removed = puts, removed
 	for _, put := range puts {
 		resp.Resources = append(resp.Resources, put.w.res)
 	}
@@ -542,7 +575,7 @@ func (p *Publisher) nextResponse(sub *subscription, snap *store.Snapshot, peer N
 
 // cut takes from the front of the pages as much as one message holds. Toward a peer that knows no pages everything
 // must fit; if it does not, nothing is sent, and an operator must act.
-func (p *Publisher) cut(sub *subscription, peer Node) (puts []pagedPut, removed []string, more, ok bool) {
+func (p *Publisher) cut(sub *subscription, peer Node) (puts []pagedPut, removed []pagedRemoval, more, ok bool) {
 	const (
 		envelope  = 1024 // identifier, type, nonce, token
 		perEntry  = 8    // tag and length
@@ -564,7 +597,7 @@ func (p *Publisher) cut(sub *subscription, peer Node) (puts []pagedPut, removed 
 	}
 	r := 0
 	for ; r < len(page.removed) && n == len(page.puts); r++ {
-		s := len(page.removed[r]) + perEntry
+		s := len(page.removed[r].wire) + perEntry
 		if paged && n+r > 0 && size+s > limit {
 			break
 		}
@@ -671,6 +704,9 @@ func (c *collector) put(rec *store.Record) bool {
 	w := c.p.offer.encode(c.sub.desc, rec)
 	if w.err != nil {
 		c.p.cfg.Log.Error("a resource cannot be sent to this peer", "type", c.sub.typ, "mesh", rec.Key.Mesh, "name", rec.Key.Name, "err", w.err)
+		c.p.mu.Lock()
+		c.sub.withhold(rec, w.err)
+		c.p.mu.Unlock()
 		return false
 	}
 	if !c.wants(w) {
@@ -681,7 +717,7 @@ func (c *collector) put(rec *store.Record) bool {
 		return true
 	}
 	if had && was.key != w.res.GetName() {
-		c.out.removed = append(c.out.removed, was.key)
+		c.out.removed = append(c.out.removed, pagedRemoval{wire: was.key})
 	}
 	c.sub.sent[rec.Key] = sentResource{key: w.res.GetName(), version: w.res.GetVersion()}
 	c.out.puts = append(c.out.puts, pagedPut{rec.Key, w})
@@ -692,7 +728,7 @@ func (c *collector) put(rec *store.Record) bool {
 func (c *collector) remove(k store.Key) {
 	if was, had := c.sub.sent[k]; had {
 		delete(c.sub.sent, k)
-		c.out.removed = append(c.out.removed, was.key)
+		c.out.removed = append(c.out.removed, pagedRemoval{k, was.key})
 	}
 }
 
@@ -723,7 +759,7 @@ func (c *collector) known(versions map[string]string) {
 	}
 	for key := range versions {
 		if !have[key] {
-			c.out.removed = append(c.out.removed, key)
+			c.out.removed = append(c.out.removed, pagedRemoval{wire: key})
 		}
 	}
 }
@@ -770,7 +806,7 @@ func (c *collector) resume(from store.Revision) {
 		case selected:
 			c.put(rec)
 		case (rec.Version > from || zones) && c.p.offer.owned(store.Change{Origin: rec.Origin}):
-			c.out.removed = append(c.out.removed, plainWireKey(c.sub.desc, rec.Key))
+			c.out.removed = append(c.out.removed, pagedRemoval{rec.Key, plainWireKey(c.sub.desc, rec.Key)})
 		}
 	}
 	changed, err := c.snap.Changes(string(c.sub.typ), from)
@@ -779,7 +815,7 @@ func (c *collector) resume(from store.Revision) {
 	}
 	for ch := range changed {
 		if ch.Record == nil && c.p.offer.owned(ch) {
-			c.out.removed = append(c.out.removed, plainWireKey(c.sub.desc, ch.Key))
+			c.out.removed = append(c.out.removed, pagedRemoval{ch.Key, plainWireKey(c.sub.desc, ch.Key)})
 		}
 	}
 }
