@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	// The types that ProxyTemplates use most, beside those of proxytemplate.go.
@@ -29,8 +30,15 @@ func (r *report) envoy(at path, text string, message proto.Message) {
 }
 
 func parseEnvoy(text string, message proto.Message) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if hasAlias(&doc) {
+		return errors.New("aliases are not supported")
+	}
 	var content any
-	if err := yaml.Unmarshal([]byte(text), &content); err != nil {
+	if err := doc.Decode(&content); err != nil {
 		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	root, ok := content.(map[string]any)
@@ -49,6 +57,11 @@ func parseEnvoy(text string, message proto.Message) error {
 		return fmt.Errorf("it has no JSON form: %w", err)
 	}
 	return protojson.Unmarshal(asJSON, message) //nolint:wrapcheck // the caller says what was being done
+}
+
+// hasAlias reports whether a document repeats parts of itself. A few bytes could stand for gigabytes then.
+func hasAlias(n *yaml.Node) bool {
+	return n.Kind == yaml.AliasNode || slices.ContainsFunc(n.Content, hasAlias)
 }
 
 // replaceUnknown puts an empty message in the place of every one whose type this program does not have, so that what is

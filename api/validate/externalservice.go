@@ -4,6 +4,8 @@ import (
 	"net"
 	"strconv"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -54,6 +56,9 @@ func externalServiceState(r *report, view View, rec, _ *store.Record) {
 		return
 	}
 	for other := range view.List("RateLimit", rec.Key.Mesh) {
+		if !mayLimitByMore(other.Spec) {
+			continue
+		}
 		limit, ok := decode[*meshv1.RateLimit](other)
 		if ok && limitsByMore(limit, m) {
 			r.addf(path{kind: pathField, name: "externalservice"}, "ExternalService would match RateLimit '%s' "+
@@ -74,6 +79,44 @@ func rateLimitState(r *report, view View, rec, _ *store.Record) {
 				"as destination tag; it would match ExternalService '%s'", other.Key.Name)
 		}
 	}
+}
+
+// mayLimitByMore reports whether a stored RateLimit could have a destination with more than the name of a service. Most
+// have none, and a mesh may have thousands: this reads two levels of the encoding instead of decoding all of it.
+func mayLimitByMore(spec []byte) bool {
+	const destinations, match, key = 2, 1, 1 // numbers of fields: of RateLimit, of Selector, of the entry of a map
+	more := false
+	ok := fields(spec, destinations, func(selector []byte) {
+		tags, service := 0, false
+		valid := fields(selector, match, func(entry []byte) {
+			tags++
+			valid := fields(entry, key, func(name []byte) { service = string(name) == tagService })
+			more = more || !valid
+		})
+		more = more || !valid || tags > 1 || tags == 1 && !service
+	})
+	return more || !ok
+}
+
+// fields calls each with the content of every field of a message that has the number and is made of bytes. It reports
+// whether the encoding could be followed to its end.
+func fields(message []byte, number protowire.Number, each func([]byte)) bool {
+	for len(message) > 0 {
+		n, typ, head := protowire.ConsumeTag(message)
+		if head < 0 {
+			return false
+		}
+		size := protowire.ConsumeFieldValue(n, typ, message[head:])
+		if size < 0 {
+			return false
+		}
+		if n == number && typ == protowire.BytesType {
+			content, _ := protowire.ConsumeBytes(message[head:])
+			each(content)
+		}
+		message = message[head+size:]
+	}
+	return true
 }
 
 // selectsByMore reports whether any destination has more than the name of a service.

@@ -3,8 +3,10 @@ package validate_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -238,6 +240,63 @@ func BenchmarkSpec(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if found := validate.Spec(d, rec.Key, rec.Spec); len(found) > 0 {
+					b.Fatal(found)
+				}
+			}
+		})
+	}
+}
+
+// TestHostileResourcesAreJudgedQuickly gives the rules what costs most: anyone may write it, unless writes are closed.
+func TestHostileResourcesAreJudgedQuickly(t *testing.T) {
+	const size = 1 << 20
+	quoted := func(unit string) string { return `"` + strings.Repeat(unit, size/len(unit)) + `"` }
+	for name, c := range map[string]struct {
+		typ     resource.Type
+		changes string
+	}{
+		"a format of percent signs":      {resource.Mesh, "logging = {backends: [{name: a, type: file, conf: {path: /a}, format: " + quoted("%%") + "}]}"},
+		"a format of open parentheses":   {resource.Mesh, "logging = {backends: [{name: a, type: file, conf: {path: /a}, format: " + quoted("%A(") + "}]}"},
+		"a long name":                    {resource.Mesh, "mtls = {backends: [{type: builtin, name: " + quoted("a-") + "}]}"},
+		"a long regular expression":      {"TrafficRoute", "conf.http = [{match: {path: {regex: " + quoted("(a|b)*") + "}}, destination: {kuma.io/service: a}}]"},
+		"a wide regular expression":      {"TrafficRoute", `conf.http = [{match: {path: {regex: "` + strings.Repeat(`\\pL{1000}`, 400) + `"}}, destination: {kuma.io/service: a}}]`},
+		"a long template":                {"VirtualOutbound", "conf.host = " + quoted("{{(")},
+		"a deep template":                {"VirtualOutbound", `conf.host = "{{` + strings.Repeat("(", 500) + `"`},
+		"an address of dots":             {"ExternalService", "networking.address = " + quoted("a.")},
+		"a deep Envoy resource":          {"ProxyTemplate", "conf.resources = [{name: a, version: b, resource: " + quoted("{a: ") + "}]"},
+		"an Envoy resource of aliases":   {"ProxyTemplate", `conf.resources = [{name: a, version: b, resource: "{a: &a ` + strings.Repeat("x", size/2) + `, b: [` + strings.Repeat("*a, ", size/8) + `]}"}]`},
+		"many retry conditions":          {"Retry", "conf.grpc.retryOn = [" + strings.Repeat("cancelled, internal, ", size/40) + "internal]"},
+		"many parameters of one name":    {"VirtualOutbound", "conf.parameters = [" + strings.Repeat("{name: a}, ", size/20) + "{name: a}]"},
+		"many listeners on one port":     {"MeshGateway", "conf.listeners = [" + strings.Repeat("{port: 80, protocol: HTTP}, ", size/30) + "{}]"},
+		"many tags that no resource has": {"TrafficPermission", "sources = [" + strings.Repeat("{match: {a b: c d}}, ", size/30) + "{}]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, rec := mustParse(t, c.typ, validatetest.Sample(c.typ, c.changes))
+			start := time.Now()
+			found := validate.Spec(d, rec.Key, rec.Spec)
+			if took := time.Since(start); took > 5*time.Second {
+				t.Errorf("took %v", took)
+			} else {
+				t.Logf("%d violations after %v", len(found), took)
+			}
+		})
+	}
+}
+
+// BenchmarkState is the dearest look at other resources: an external service among the rate limits of its mesh.
+func BenchmarkState(b *testing.B) {
+	for _, n := range []int{10, 1000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			records := make([]*store.Record, n)
+			for i := range records {
+				_, records[i] = mustParse(b, "RateLimit", validatetest.Sample("RateLimit", ""))
+				records[i].Key.Name = strconv.Itoa(i)
+			}
+			view := open(b, records...).Snapshot()
+			d, rec := mustParse(b, "ExternalService", validatetest.Sample("ExternalService", ""))
+			b.ReportAllocs()
+			for b.Loop() {
+				if found := validate.State(view, d, rec, nil); len(found) > 0 {
 					b.Fatal(found)
 				}
 			}

@@ -108,6 +108,7 @@ func proxyTemplateCases() []Case {
 		refuse("ProxyTemplate conf.resources[i].name / .version / .resource", "conf.resources = [{}]",
 			"conf.resources[0].name", empty, "conf.resources[0].version", empty, resource, empty),
 		refuse("ProxyTemplate conf.resources[i].resource", raw("'a: ['"), resource, invalid+"line 1: did not find expected node content"),
+		refuse("ProxyTemplate conf.resources[i].resource", raw(`'{name: &a long, altStatName: *a, "@type": type.googleapis.com/envoy.config.cluster.v3.Cluster}'`), resource, invalid+"aliases are not supported"),
 		refuse("ProxyTemplate conf.resources[i].resource", raw("text"), resource, invalid+"it is not an object"),
 		refuse("ProxyTemplate conf.resources[i].resource", raw("'name: a'"), resource, invalid+"it has no @type"),
 		refuse("ProxyTemplate conf.resources[i].resource", raw(`'{"@type": type.googleapis.com/kuma.Cluster}'`), resource, invalid+`unknown message type "kuma.Cluster"`),
