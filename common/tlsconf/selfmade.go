@@ -19,6 +19,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/meridian-mesh/meridian/common/atomicfile"
 )
 
 const (
@@ -198,7 +200,7 @@ func (i *issuer) ensureCA(now time.Time) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(i.caCertFile(), certPEM, 0o644, 0o755); err != nil {
+	if err := atomicfile.Write(i.caCertFile(), certPEM, 0o644, 0o755); err != nil {
 		return nil, err
 	}
 	i.caPEM = certPEM
@@ -230,7 +232,7 @@ func (i *issuer) createCAKey() (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, writeFile(i.caKeyFile(), keyPEM, 0o600, 0o700)
+	return key, atomicfile.Write(i.caKeyFile(), keyPEM, 0o600, 0o700)
 }
 
 func (i *issuer) issue(ca *x509.Certificate, now time.Time) (*tls.Certificate, error) {
@@ -261,10 +263,10 @@ func (i *issuer) issue(ca *x509.Certificate, now time.Time) (*tls.Certificate, e
 		return nil, err
 	}
 	// A crash between the two leaves a pair that does not fit together, which the next start replaces.
-	if err := writeFile(i.keyFile(), keyPEM, 0o600, 0o700); err != nil {
+	if err := atomicfile.Write(i.keyFile(), keyPEM, 0o600, 0o700); err != nil {
 		return nil, err
 	}
-	if err := writeFile(i.certFile(), certPEM, 0o600, 0o700); err != nil {
+	if err := atomicfile.Write(i.certFile(), certPEM, 0o600, 0o700); err != nil {
 		return nil, err
 	}
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
@@ -313,43 +315,4 @@ func parseCertificate(content []byte) (*x509.Certificate, error) {
 		return nil, errors.New("not a certificate in PEM")
 	}
 	return x509.ParseCertificate(block.Bytes)
-}
-
-// writeFile replaces path as a whole: a reader, also one after a crash, finds the old content or the new.
-func writeFile(path string, content []byte, mode, dirMode fs.FileMode) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = tmp.Close()
-			_ = os.Remove(tmp.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	if err := tmp.Chmod(mode); err != nil {
-		return err
-	}
-	if _, err := tmp.Write(content); err != nil {
-		return err
-	}
-	if err := tmp.Sync(); err != nil {
-		return err
-	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
