@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/testcontainers/testcontainers-go"
+	tcexec "github.com/testcontainers/testcontainers-go/exec"
 	"github.com/testcontainers/testcontainers-go/network"
 	"github.com/testcontainers/testcontainers-go/wait"
 )
@@ -110,8 +111,17 @@ func TestContainersReplicateBothWays(t *testing.T) {
 	s := &System{Global: global}
 	var zones []testcontainers.Container
 	for _, name := range []string{"zone-1", "zone-2"} {
+		code, out, err := c.Exec(ctx, []string{"/meridian-global", "token", "zone", "--name", name}, tcexec.Multiplexed())
+		if err != nil {
+			t.Fatalf("make the token of %s: %v", name, err)
+		}
+		token, err := io.ReadAll(out)
+		if err != nil || code != 0 {
+			t.Fatalf("make the token of %s: exit code %d, %v", name, code, err)
+		}
 		p, c := containerPlane(t, dir, "zone", name, net.Name, map[string]string{
-			"MERIDIAN_ZONE_NAME": name, "MERIDIAN_ZONE_GLOBAL_ADDRESS": "grpcs://global:5685", "MERIDIAN_ZONE_KDS_CA_FILE": "/trust/kds-ca.crt",
+			"MERIDIAN_ZONE_TOKEN": strings.TrimSpace(string(token)),
+			"MERIDIAN_ZONE_NAME":  name, "MERIDIAN_ZONE_GLOBAL_ADDRESS": "grpcs://global:5685", "MERIDIAN_ZONE_KDS_CA_FILE": "/trust/kds-ca.crt",
 		}, testcontainers.ContainerFile{Reader: bytes.NewReader(pem), ContainerFilePath: "/trust/kds-ca.crt", FileMode: 0o644})
 		s.Zones = append(s.Zones, p)
 		zones = append(zones, c)

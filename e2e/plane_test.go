@@ -53,13 +53,25 @@ func newSystem(t testing.TB, bin string, zones ...string) *System {
 	return s
 }
 
-// newZone makes a zone of the system; it is not started.
+// newZone makes a zone of the system, and its token; it is not started. The global is running.
 func (s *System) newZone(bin, name string) *Plane {
 	z := newPlane(s.Global.t, bin, "zone", name)
-	z.env = append(z.env, "MERIDIAN_ZONE_NAME="+name,
+	token := filepath.Join(z.Dir, "zone-token")
+	s.Global.mint(name, token)
+	z.env = append(z.env, "MERIDIAN_ZONE_NAME="+name, "MERIDIAN_ZONE_TOKEN_FILE="+token,
 		fmt.Sprintf("MERIDIAN_ZONE_GLOBAL_ADDRESS=grpcs://localhost:%d", s.Global.KDS),
 		"MERIDIAN_ZONE_KDS_CA_FILE="+filepath.Join(s.Global.Dir, "trust", "kds-ca.crt"))
 	return z
+}
+
+// mint makes the token of a zone, as an operator on the global's host would. Further flags may follow.
+func (p *Plane) mint(zone, file string, flags ...string) {
+	p.t.Helper()
+	cmd := exec.Command(p.program, append([]string{"token", "zone", "--name", zone, "--out", file}, flags...)...)
+	cmd.Env = p.env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		p.t.Fatalf("make the token of %s: %v: %s", zone, err, out)
+	}
 }
 
 func newPlane(t testing.TB, bin, kind, name string) *Plane {

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
@@ -59,6 +60,9 @@ type KDS struct {
 	TLSCertFile string `yaml:"tlsCertFile" env:"MERIDIAN_KDS_TLS_CERT_FILE" doc:"PEM file with the certificate chain; empty means a self-made one, whose authority is trust/kds-ca.crt in the data directory"`
 	TLSKeyFile  string `yaml:"tlsKeyFile" env:"MERIDIAN_KDS_TLS_KEY_FILE" doc:"PEM file with the key of tlsCertFile"`
 
+	Auth            string   `yaml:"auth" env:"MERIDIAN_KDS_AUTH" doc:"how zones prove who they are: token (each call carries a zone token of scope cp) or none (whoever reaches the port may join as any zone)"`
+	AuthExemptZones []string `yaml:"authExemptZones" env:"MERIDIAN_KDS_AUTH_EXEMPT_ZONES" doc:"zones that need no token where auth is token: Kuma zones, which cannot send one"`
+
 	MaxMessageBytes     int           `yaml:"maxMessageBytes" env:"MERIDIAN_KDS_MAX_MESSAGE_BYTES" doc:"largest message sent or received, in bytes, 65536-2147483647"`
 	HealthCheckInterval time.Duration `yaml:"healthCheckInterval" env:"MERIDIAN_KDS_HEALTH_CHECK_INTERVAL" doc:"how often zones are told to report that they live, 100ms or more"`
 	HealthCheckTimeout  time.Duration `yaml:"healthCheckTimeout" env:"MERIDIAN_KDS_HEALTH_CHECK_TIMEOUT" doc:"silence after which a zone that reports is offline and its streams are closed; more than healthCheckInterval, 0 never"`
@@ -84,6 +88,12 @@ type DNSServer struct {
 	ServiceVIPPort int    `yaml:"serviceVipPort" env:"MERIDIAN_DNS_SERVER_SERVICE_VIP_PORT" doc:"port under which meshes offer services, 1-65535"`
 }
 
+// The values of multizone.global.kds.auth.
+const (
+	AuthToken = "token"
+	AuthNone  = "none"
+)
+
 // Defaults is the section defaults: what a global makes by itself at the start.
 type Defaults struct {
 	SkipMeshCreation bool `yaml:"skipMeshCreation" env:"MERIDIAN_DEFAULTS_SKIP_MESH_CREATION" doc:"do not make the mesh default, which is otherwise made at each start where it is absent"`
@@ -103,6 +113,7 @@ func DefaultConfig() Config {
 		Multizone: Multizone{Global: MultizoneGlobal{KDS: KDS{
 			Port:                5685,
 			TLSEnabled:          true,
+			Auth:                AuthToken,
 			MaxMessageBytes:     10 << 20,
 			HealthCheckInterval: 2 * time.Second,
 			HealthCheckTimeout:  6 * time.Second,
@@ -193,6 +204,14 @@ func (k KDS) Validate() []error {
 	}
 	if !k.TLSEnabled && k.TLSCertFile != "" {
 		bad("tlsEnabled: a certificate is given, but TLS is off")
+	}
+	if k.Auth != AuthToken && k.Auth != AuthNone {
+		bad("auth: %q is not token or none", k.Auth)
+	}
+	for i, zone := range k.AuthExemptZones {
+		if err := resource.CheckZoneName(zone); err != nil {
+			bad("authExemptZones[%d]: %q %w", i, zone, err)
+		}
 	}
 	if k.MaxMessageBytes < 64<<10 || k.MaxMessageBytes > 1<<31-1 {
 		bad("maxMessageBytes: %d is not in 65536-2147483647", k.MaxMessageBytes)

@@ -35,7 +35,10 @@ func TestConfig(t *testing.T) {
 			c.Store.Type = "etcd"
 			c.API.MaxBodyBytes = 1
 			c.Diagnostics.Port = -1
-			c.Multizone.Global.KDS = global.KDS{BindAddress: "x", Port: 70000, TLSCertFile: "a", HealthCheckTimeout: -1, MaxMessageBytes: 1}
+			c.Multizone.Global.KDS = global.KDS{
+				BindAddress: "x", Port: 70000, TLSCertFile: "a", HealthCheckTimeout: -1, MaxMessageBytes: 1,
+				Auth: "mtls", AuthExemptZones: []string{"zone-1", "Zone 2"},
+			}
 			c.Metrics.Mesh.MinResyncTimeout = 0
 			c.DNSServer = global.DNSServer{Domain: "mesh.", ServiceVIPPort: 0}
 		}, []string{
@@ -48,6 +51,8 @@ func TestConfig(t *testing.T) {
 			"multizone.global.kds.port: 70000 is not in 0-65535",
 			"multizone.global.kds.tlsCertFile, tlsKeyFile: one is set without the other",
 			"multizone.global.kds.tlsEnabled: a certificate is given, but TLS is off",
+			`multizone.global.kds.auth: "mtls" is not token or none`,
+			`multizone.global.kds.authExemptZones[1]: "Zone 2" must be a DNS label: at most 63 digits, lower-case letters and '-', not beginning or ending with '-'`,
 			"multizone.global.kds.maxMessageBytes: 1 is not in 65536-2147483647",
 			"multizone.global.kds.healthCheckInterval: 0s is less than 100ms",
 			"multizone.global.kds.healthCheckTimeout: -1ns is not more than healthCheckInterval, 0s",

@@ -17,6 +17,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/defaults"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/api/validate"
 	"github.com/meridian-mesh/meridian/common/component"
 	"github.com/meridian-mesh/meridian/common/config"
@@ -84,6 +85,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err erro
 		return nil, err
 	}
 	log.InfoContext(ctx, "cluster", "id", clusterID)
+	if err := shareAdminToken(g.store.Snapshot(), cfg.General.DataDir); err != nil {
+		return nil, err
+	}
 	k := cfg.Multizone.Global.KDS
 	g.zones, err = zones.New(ctx, zones.Config{
 		InstanceID: cfg.General.InstanceID, HealthTimeout: k.HealthCheckTimeout,
@@ -104,7 +108,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err erro
 		return nil, err
 	}
 	g.diagnostics, err = diagnostics.New(diagnostics.Options{
-		Config: cfg.Diagnostics, Ready: g.store.Err, Gatherer: reg, Log: log.With("component", "diagnostics"),
+		Config: cfg.Diagnostics, Ready: g.store.Err, Gatherer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -124,6 +128,12 @@ func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus
 	} else {
 		g.log.WarnContext(ctx, "zones connect without TLS: what they send and receive, secrets included, can be read on the way")
 	}
+	switch {
+	case k.Auth == AuthNone:
+		g.log.WarnContext(ctx, "zones are not authenticated: whoever reaches the port may join as any zone and receives what zones receive, secrets included")
+	case len(k.AuthExemptZones) > 0:
+		g.log.WarnContext(ctx, "zones are exempt from authentication: whoever reaches the port may join as one of them", "zones", k.AuthExemptZones)
+	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(k.BindAddress, strconv.Itoa(k.Port)))
 	if err != nil {
@@ -136,10 +146,12 @@ func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus
 		Config: kdsserver.Config{
 			MaxMessageBytes: k.MaxMessageBytes, HealthCheckInterval: k.HealthCheckInterval, AckTimeout: k.AckTimeout,
 			InsightInterval: k.ZoneInsightInterval, Keepalive: k.Keepalive, DrainTimeout: drainTimeout,
+			Auth: kdsserver.Auth{Required: k.Auth == AuthToken, Exempt: k.AuthExemptZones},
 		},
 		ClusterID: clusterID, InstanceID: g.cfg.General.InstanceID, Store: g.store, Zones: g.zones, TLS: tlsConfig,
+		Tokens:  tokens.NewAuthority(),
 		Version: kds.Version{Version: version.KDS, GitTag: build.Version, GitCommit: build.Commit, BuildDate: build.Date},
-		Metrics: kds.NewMetrics(reg), Log: g.log.With("component", "kds"),
+		Metrics: kds.NewMetrics(reg), Registerer: reg, Log: g.log.With("component", "kds"),
 	})
 	return nil
 }
@@ -150,7 +162,7 @@ func (g *Global) listenAPI(reg prometheus.Registerer) error {
 		Config: *a, Access: &g.cfg.Access, Plane: resource.Global, Store: g.store, Zones: g.zones, Replication: g.zones, EndZoneSession: g.zones.End,
 		Keys: g.keys.Key, InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(g.cfg) },
-		Registerer:      reg, Log: g.log.With("component", "api"),
+		Registerer:      reg, Log: g.log,
 	}
 	if a.HTTPSPort >= 0 {
 		var err error

@@ -8,6 +8,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
 	"github.com/meridian-mesh/meridian/common/storage"
@@ -47,7 +48,10 @@ type MultizoneZone struct {
 	Name          string `yaml:"name" env:"MERIDIAN_ZONE_NAME" doc:"name of this zone, one DNS label; must be set, and differ from every other zone's"`
 	GlobalAddress string `yaml:"globalAddress" env:"MERIDIAN_ZONE_GLOBAL_ADDRESS" doc:"where the global control plane listens for zones: grpcs://host:port, or grpc://host:port for plain text; must be set"`
 	AcceptGlobal  string `yaml:"acceptGlobal" env:"MERIDIAN_ZONE_ACCEPT_GLOBAL" doc:"cluster id of the one global to take resources from; empty means the one met first"`
-	KDS           KDS    `yaml:"kds"`
+	// TokenFile and Token are what the zone presents to the global.
+	TokenFile string        `yaml:"tokenFile" env:"MERIDIAN_ZONE_TOKEN_FILE" doc:"file with the zone token of scope cp that this zone presents to the global; it may appear later than the zone and is read anew for every call, so that replacing it rotates the token"`
+	Token     config.Secret `yaml:"token" env:"MERIDIAN_ZONE_TOKEN" doc:"the zone token itself; tokenFile is the better place"`
+	KDS       KDS           `yaml:"kds"`
 }
 
 // KDS is the section multizone.zone.kds: the session with the global.
@@ -119,6 +123,9 @@ func (z MultizoneZone) Validate() []error {
 		errs = append(errs, errors.New("name: must be set (MERIDIAN_ZONE_NAME)"))
 	} else if err := resource.CheckZoneName(z.Name); err != nil {
 		errs = append(errs, fmt.Errorf("name: %q %w", z.Name, err))
+	}
+	if z.TokenFile != "" && z.Token != "" {
+		errs = append(errs, errors.New("token: tokenFile is set too; they exclude each other"))
 	}
 	if z.GlobalAddress == "" {
 		return append(errs, errors.New("globalAddress: must be set (MERIDIAN_ZONE_GLOBAL_ADDRESS)"))

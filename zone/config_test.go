@@ -47,6 +47,9 @@ func TestConfig(t *testing.T) {
 		}, []string{
 			`multizone.zone.globalAddress: "grpc://global:5685" is plain text, but kds.caFile or kds.tlsSkipVerify is set`,
 		}},
+		{"two tokens", func(c *zone.Config) { c.Multizone.Zone.Token, c.Multizone.Zone.TokenFile = "t", "f" }, []string{
+			"multizone.zone.token: tokenFile is set too; they exclude each other",
+		}},
 		{"two listeners on one port", func(c *zone.Config) { c.Diagnostics.Port = 5682 }, []string{
 			"diagnostics.port: 5682 is a port of apiServer too",
 		}},

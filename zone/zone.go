@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -73,7 +75,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (z *Zone, err error)
 		return nil, err
 	}
 	z.diagnostics, err = diagnostics.New(diagnostics.Options{
-		Config: cfg.Diagnostics, Ready: z.store.Err, Gatherer: reg, Log: log.With("component", "diagnostics"),
+		Config: cfg.Diagnostics, Ready: z.store.Err, Gatherer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -91,7 +93,7 @@ func (z *Zone) listenAPI(reg prometheus.Registerer) error {
 		Config: *a, Access: &z.cfg.Access, Plane: resource.Zone, ZoneName: z.cfg.Multizone.Zone.Name, Store: z.store,
 		InstanceID: z.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(z.cfg) },
-		Registerer:      reg, Log: z.log.With("component", "api"),
+		Registerer:      reg, Log: z.log,
 	}
 	if a.HTTPSPort >= 0 {
 		var err error
@@ -149,9 +151,28 @@ func (z *Zone) newUpstream(ctx context.Context, reg prometheus.Registerer) error
 			}
 			return credentials.NewTLS(cfg), nil
 		},
+		Token:      zoneToken(m),
 		Registerer: reg, Metrics: kds.NewMetrics(reg), Log: z.log.With("component", "upstream"),
 	})
 	return err
+}
+
+// zoneToken returns what gives the zone's token, nil when the zone has none.
+func zoneToken(m MultizoneZone) func() (config.Secret, error) {
+	switch {
+	case m.Token != "":
+		return func() (config.Secret, error) { return m.Token, nil }
+	case m.TokenFile != "":
+		return func() (config.Secret, error) {
+			raw, err := os.ReadFile(m.TokenFile)
+			if err != nil {
+				return "", fmt.Errorf("read the zone token: %w", err)
+			}
+			return config.Secret(strings.TrimSpace(string(raw))), nil
+		}
+	default:
+		return nil
+	}
 }
 
 func serverTLS(c General, certFile, keyFile string) (*tls.Config, error) {

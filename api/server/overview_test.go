@@ -270,8 +270,8 @@ func TestServicesAreShownOneByOne(t *testing.T) {
 func TestZonesStatusTellsWhatTheSessionsKnow(t *testing.T) {
 	since := time.Date(2024, 6, 1, 12, 0, 0, 0, time.FixedZone("", 7200))
 	live := map[string]ZoneLive{
-		"a": {Online: true, URL: "grpcs://10.0.0.7:4000", ConnectedSince: since, LastAck: since.Add(time.Second), Lag: 3},
-		"b": {Online: true, URL: "grpcs://10.0.0.8:4000", ConnectedSince: since},
+		"a": {Online: true, Auth: "token", URL: "grpcs://10.0.0.7:4000", ConnectedSince: since, LastAck: since.Add(time.Second), Lag: 3},
+		"b": {Online: true, Auth: "exempt", URL: "grpcs://10.0.0.8:4000", ConnectedSince: since},
 		"c": {Lag: 7},
 	}
 	p := newPlane(t, resource.Global, func(o *Options) { o.Zones = sessions{live: live} })
@@ -291,6 +291,7 @@ func TestZonesStatusTellsWhatTheSessionsKnow(t *testing.T) {
   "name": "a",
   "url": "grpcs://10.0.0.7:4000",
   "active": true,
+  "auth": "token",
   "connectedSince": "2024-06-01T10:00:00Z",
   "lastAck": "2024-06-01T10:00:01Z",
   "lag": 3
@@ -299,6 +300,7 @@ func TestZonesStatusTellsWhatTheSessionsKnow(t *testing.T) {
   "name": "b",
   "url": "grpcs://10.0.0.8:4000",
   "active": false,
+  "auth": "exempt",
   "connectedSince": "2024-06-01T10:00:00Z",
   "lastAck": null,
   "lag": 0
@@ -307,6 +309,7 @@ func TestZonesStatusTellsWhatTheSessionsKnow(t *testing.T) {
   "name": "c",
   "url": "",
   "active": false,
+  "auth": null,
   "connectedSince": null,
   "lastAck": null,
   "lag": 7
@@ -315,6 +318,7 @@ func TestZonesStatusTellsWhatTheSessionsKnow(t *testing.T) {
   "name": "d",
   "url": "",
   "active": false,
+  "auth": null,
   "connectedSince": null,
   "lastAck": null,
   "lag": null

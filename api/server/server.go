@@ -32,6 +32,8 @@ type ZoneLive struct {
 	Online bool
 	// URL is the address the session comes from, e.g. "grpcs://10.0.0.7:41220"; empty when there is none.
 	URL string
+	// Auth says how the zone proved who it is: "token", "exempt" or "none"; empty when there is no session.
+	Auth string
 	// ConnectedSince and LastAck are zero when there is no session, or nothing was acknowledged yet.
 	ConnectedSince, LastAck time.Time
 	// Lag counts the resources that changed and that the zone has not acknowledged.

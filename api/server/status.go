@@ -169,6 +169,7 @@ type zoneStatus struct {
 	Name           string     `json:"name"`
 	URL            string     `json:"url" doc:"Address that the session comes from."`
 	Active         bool       `json:"active" doc:"Enabled, and its session is alive."`
+	Auth           *string    `json:"auth" doc:"How the zone proved who it is: token, exempt (this zone need not) or none (no zone need)."`
 	ConnectedSince *time.Time `json:"connectedSince"`
 	LastAck        *time.Time `json:"lastAck"`
 	Lag            *int       `json:"lag" doc:"Resources that changed and are not acknowledged yet."`
@@ -193,6 +194,9 @@ func (s *Server) getZonesStatus(w http.ResponseWriter, r *http.Request) error {
 		if live, ok := s.live(snap, rec.Key.Name); ok {
 			status.URL = live.URL
 			status.Active = enabled && live.Online
+			if live.Auth != "" {
+				status.Auth = &live.Auth
+			}
 			status.ConnectedSince = knownTime(live.ConnectedSince)
 			status.LastAck = knownTime(live.LastAck)
 			status.Lag = &live.Lag

@@ -99,17 +99,25 @@ func run(ctx context.Context, once bool) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := global.ready(ctx); err != nil {
+		return err
+	}
 	for i, name := range []string{"zone-1", "zone-2"} {
+		token := filepath.Join(dir, name, "zone-token")
+		if err := mint(ctx, bin, global, name, token); err != nil {
+			return err
+		}
 		if _, err := start("meridian-zone", name, ports[i+1],
 			"MERIDIAN_ZONE_NAME="+name,
+			"MERIDIAN_ZONE_TOKEN_FILE="+token,
 			fmt.Sprintf("MERIDIAN_ZONE_GLOBAL_ADDRESS=grpcs://localhost:%d", ports[0]["kds"]),
 			"MERIDIAN_ZONE_KDS_CA_FILE="+filepath.Join(global.dir, "trust", "kds-ca.crt")); err != nil {
 			return err
 		}
 	}
 	zones := planes[1:]
-	for _, p := range planes {
-		if err := p.ready(ctx); err != nil {
+	for _, z := range zones {
+		if err := z.ready(ctx); err != nil {
 			return err
 		}
 	}
@@ -133,6 +141,16 @@ func run(ctx context.Context, once bool) (err error) {
 			return fmt.Errorf("%s ended: %w", zones[1].name, zones[1].waitErr)
 		}
 	}
+}
+
+// mint has the global make the token by which a zone proves who it is, as an operator would.
+func mint(ctx context.Context, bin string, global *plane, zone, file string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "meridian-global"), "token", "zone", "--name", zone, "--out", file)
+	cmd.Env = global.cmd.Env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make the token of %s: %w: %s", zone, err, out)
+	}
+	return nil
 }
 
 // binaries is where the control planes are: beside this program, where `make build` puts all three.

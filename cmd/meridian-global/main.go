@@ -19,6 +19,9 @@ func main() {
 		Defaults:    global.DefaultConfig(),
 		Log:         func(c global.Config) logging.Config { return c.Log },
 		Diagnostics: func(c global.Config) diagnostics.Config { return c.Diagnostics },
+		Commands: map[string]launch.Command{
+			"token": {Summary: "zone makes the token that a zone presents to the global; see token --help.", Run: tokenCommand},
+		},
 		Start: func(ctx context.Context, c global.Config, log *slog.Logger) (launch.Plane, error) {
 			return global.New(ctx, c, log)
 		},

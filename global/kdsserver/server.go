@@ -13,6 +13,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -28,6 +29,7 @@ import (
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/global/zones"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -42,6 +44,7 @@ type Config struct {
 	Keepalive           time.Duration // how often an idle connection is pinged, and how often a client may ping
 	// DrainTimeout is how long a stop waits for handlers before it cuts connections.
 	DrainTimeout time.Duration
+	Auth         Auth
 }
 
 // Options are what the server stands on.
@@ -52,8 +55,11 @@ type Options struct {
 	Version    kds.Version
 	Store      *store.Store
 	Zones      *zones.Table
-	TLS        *tls.Config // nil: plain text
+	Tokens     *tokens.Authority // needed where zones authenticate
+	TLS        *tls.Config       // nil: plain text
 	Metrics    *kds.Metrics
+	// Registerer takes the server's own metrics; nil: none are exported.
+	Registerer prometheus.Registerer
 	Log        *slog.Logger
 }
 
@@ -65,12 +71,19 @@ type Server struct {
 	o       Options
 	grpc    *grpc.Server
 	encoder *kds.Encoder
+	refused prometheus.Counter
 	readers sync.WaitGroup // of streams; each ends when its handler has returned
 }
 
 // New returns a server that is not listening yet.
 func New(o Options) *Server {
-	s := &Server{o: o, encoder: kds.NewEncoder()}
+	s := &Server{o: o, encoder: kds.NewEncoder(), refused: prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "meridian", Subsystem: "zones", Name: "unauthenticated_total",
+		Help: "Calls refused because the caller could not prove to be the zone it claims to be.",
+	})}
+	if o.Registerer != nil {
+		o.Registerer.MustRegister(s.refused)
+	}
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(o.Config.MaxMessageBytes),
 		grpc.MaxSendMsgSize(o.Config.MaxMessageBytes),
@@ -92,6 +105,13 @@ func New(o Options) *Server {
 
 // Serve accepts connections from l until ctx ends, then ends every stream and waits for the handlers.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	watching, stopWatching := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	if s.o.Config.Auth.Required {
+		watcher.Go(func() { s.watchTokens(watching) })
+	}
+	defer watcher.Wait()
+	defer stopWatching()
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(l) }()
 	select {
@@ -117,7 +137,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// hello reads who calls from the request headers.
+// hello reads who calls from the request headers, and refuses who cannot prove it.
 func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	one := func(key string) string {
@@ -128,7 +148,6 @@ func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, er
 	}
 	h := zones.Hello{
 		Zone: one(kds.HeaderClientID), PlaneID: one(kds.HeaderPlaneID), Session: one(kds.HeaderSession),
-		Token: len(md.Get("authorization")) == 1,
 	}
 	if h.Zone == "" {
 		return h, status.Errorf(missing, "%q is not present in metadata", kds.HeaderClientID)
@@ -141,6 +160,10 @@ func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, er
 	}
 	if p, ok := peer.FromContext(ctx); ok {
 		h.Address = p.Addr.String()
+	}
+	var err error
+	if h.Credential, err = s.credential(md, h.Zone); err != nil {
+		return h, s.refuse(ctx, h, err)
 	}
 	return h, nil
 }
@@ -316,6 +339,8 @@ func statusOf(err error) error {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(err, kds.ErrAckTimeout):
 		return status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, zones.ErrTokenEnded):
+		return status.Error(codes.Unauthenticated, err.Error())
 	case errors.Is(err, zones.ErrNameTaken):
 		return status.Error(codes.AlreadyExists, err.Error())
 	case errors.Is(err, zones.ErrReplaced), errors.Is(err, zones.ErrZoneDeleted):

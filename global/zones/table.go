@@ -21,6 +21,7 @@ import (
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/sync/kds"
 )
@@ -35,6 +36,8 @@ var (
 	ErrHealthLost = errors.New("the zone's health checks stopped")
 	// ErrZoneDeleted ends the streams of a zone whose Zone resource was deleted.
 	ErrZoneDeleted = errors.New("the Zone was deleted")
+	// ErrTokenEnded ends the streams of a zone whose token has expired or is accepted no more.
+	ErrTokenEnded = errors.New("the zone's token has ended")
 	// ErrShutdown ends all streams when the global stops.
 	ErrShutdown = errors.New("the global control plane is shutting down")
 )
@@ -66,11 +69,25 @@ type Hello struct {
 	Address string
 	// Pings: the zone sends health checks, so their absence means something.
 	Pings bool
-	// Token: the zone presented a token.
-	Token bool
+	// Credential is how the zone proved to be that zone.
+	Credential Credential
 	// Created is the revision that created the Zone this stream belongs to. A Zone that is deleted and made again is
 	// another one, with none of the resources of the first.
 	Created store.Revision
+}
+
+// The ways in which a zone can have proved who it is, as /status/zones shows them.
+const (
+	AuthToken  = "token"
+	AuthExempt = "exempt" // it need not, by configuration
+	AuthNone   = "none"   // no zone need
+)
+
+// Credential is how a zone proved who it is. Token and Expires are those of a zone token, where Method is AuthToken.
+type Credential struct {
+	Method  string
+	Token   config.Secret
+	Expires time.Time
 }
 
 // Config tunes a Table.
@@ -130,6 +147,7 @@ type Stream struct {
 	table  *Table
 	zone   string
 	kind   Kind
+	token  config.Secret // what it was opened with; "": no token
 	cancel context.CancelCauseFunc
 	sub    *systemv1.KDSSubscription // of a GlobalToZone stream; guarded by Table.mu
 	// publisher serves a GlobalToZone stream, nil until it is known; guarded by Table.mu.
@@ -236,7 +254,13 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 		z.session.hello = hello
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &Stream{table: t, zone: hello.Zone, kind: kind, cancel: cancel}
+	if c := hello.Credential; c.Method == AuthToken {
+		var stop context.CancelFunc
+		ctx, stop = context.WithDeadlineCause(ctx, c.Expires, fmt.Errorf("%w: it expired", ErrTokenEnded))
+		end := cancel
+		cancel = func(cause error) { end(cause); stop() }
+	}
+	s := &Stream{table: t, zone: hello.Zone, kind: kind, token: hello.Credential.Token, cancel: cancel}
 	z.session.streams[kind] = s
 	t.stampLocked(z, kind)
 	if kind == GlobalToZone {
@@ -247,14 +271,17 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 			Status: &systemv1.KDSSubscriptionStatus{
 				LastUpdateTime: now, Total: &systemv1.KDSServiceStats{}, Stat: map[string]*systemv1.KDSServiceStats{},
 			},
-			AuthTokenProvided: hello.Token,
+			AuthTokenProvided: hello.Credential.Method == AuthToken,
 		}
 		z.insight.Subscriptions = append(z.insight.Subscriptions, s.sub)
 		if over := len(z.insight.Subscriptions) - t.cfg.SubscriptionLimit; over > 0 {
 			z.insight.Subscriptions = z.insight.Subscriptions[over:]
 		}
 		t.connected.WithLabelValues(z.name).Set(1)
-		t.log.Info("zone connected", "zone", z.name, "address", hello.Address, "plane", hello.PlaneID)
+		t.log.Info("zone connected", "zone", z.name, "address", hello.Address, "plane", hello.PlaneID, "auth", hello.Credential.Method)
+		if hello.Credential.Method == AuthExempt {
+			t.log.Warn("a zone is connected without having proved who it is, as configured", "zone", z.name, "address", hello.Address)
+		}
 		t.lookAgainLocked()
 		t.markLocked(z.name, true)
 	}
@@ -460,6 +487,40 @@ func (t *Table) End(_ context.Context, name string) error {
 	return nil
 }
 
+// Recheck asks check about the token of every open stream, and ends the session of each zone whose token it refuses.
+// check is called without the table's lock.
+func (t *Table) Recheck(check func(zone string, token config.Secret) error) {
+	type held struct {
+		zone  string
+		token config.Secret
+	}
+	open := make(map[held]*session)
+	t.mu.Lock()
+	for _, z := range t.zones {
+		if z.session == nil {
+			continue
+		}
+		for _, stream := range z.session.streams {
+			if stream != nil && stream.token != "" {
+				open[held{z.name, stream.token}] = z.session
+			}
+		}
+	}
+	t.mu.Unlock()
+	for h, s := range open {
+		err := check(h.zone, h.token)
+		if err == nil {
+			continue
+		}
+		t.mu.Lock()
+		if z := t.zones[h.zone]; z != nil && z.session == s {
+			t.log.Warn("the token of a connected zone is accepted no more and its session ends", "zone", h.zone, "reason", err)
+			t.retireLocked(z, fmt.Errorf("%w: %w", ErrTokenEnded, err))
+		}
+		t.mu.Unlock()
+	}
+}
+
 // Shutdown ends every stream and admits no new ones.
 func (t *Table) Shutdown() {
 	t.mu.Lock()
@@ -482,7 +543,7 @@ func (t *Table) Live(snap *store.Snapshot, name string) (live server.ZoneLive, o
 	}
 	live.LastAck = z.lastAck
 	if s := z.session; s != nil {
-		live.URL = s.hello.Address
+		live.URL, live.Auth = s.hello.Address, s.hello.Credential.Method
 		if stream := s.streams[GlobalToZone]; stream != nil {
 			live.Online, live.ConnectedSince = true, stream.sub.GetConnectTime().AsTime()
 		}

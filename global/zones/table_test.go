@@ -19,6 +19,7 @@ import (
 
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -510,4 +511,44 @@ func TestOnlyKnownTypesAreCountedByName(t *testing.T) {
 		}
 		s.Close(nil)
 	})
+}
+
+func TestASessionEndsWithItsToken(t *testing.T) {
+	r := newRig(t)
+	token := func(name string, raw config.Secret, life time.Duration) Hello {
+		h := r.zone(t, name)
+		h.Credential = Credential{Method: AuthToken, Token: raw, Expires: time.Now().Add(life)}
+		return h
+	}
+	good, _ := r.open(t, GlobalToZone, token("zone-1", "good", time.Hour))
+	revoked, _ := r.open(t, GlobalToZone, token("zone-2", "revoked", time.Hour))
+	also, _ := r.open(t, ZoneToGlobal, token("zone-2", "revoked", time.Hour))
+	exempt, _ := r.open(t, GlobalToZone, r.zone(t, "kuma-1"))
+	short, stream := r.open(t, GlobalToZone, token("zone-3", "good", 10*time.Millisecond))
+
+	r.Recheck(func(_ string, raw config.Secret) error {
+		if raw == "revoked" {
+			return errors.New("revoked")
+		}
+		return nil
+	})
+	for _, ctx := range []context.Context{revoked, also} {
+		if !errors.Is(context.Cause(ctx), ErrTokenEnded) {
+			t.Errorf("a stream with a revoked token: %v", context.Cause(ctx))
+		}
+	}
+	if good.Err() != nil || exempt.Err() != nil {
+		t.Errorf("other zones' streams ended: %v, %v", context.Cause(good), context.Cause(exempt))
+	}
+	<-short.Done()
+	if !errors.Is(context.Cause(short), ErrTokenEnded) {
+		t.Errorf("a stream whose token expired: %v", context.Cause(short))
+	}
+	stream.Close(context.Cause(short))
+	if live, ok := r.Live(r.st.Snapshot(), "zone-1"); !ok || live.Auth != AuthToken || !live.Online {
+		t.Errorf("zone-1 is shown as %+v", live)
+	}
+	if live, _ := r.Live(r.st.Snapshot(), "zone-2"); live.Online || live.Auth != "" {
+		t.Errorf("zone-2 is shown as %+v", live)
+	}
 }

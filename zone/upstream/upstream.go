@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/sync/kds"
 )
@@ -57,6 +58,8 @@ type Options struct {
 	Store           *store.Store
 	// Credentials are made anew for each connection, so that a CA file may appear or change. Nil with a grpc:// address.
 	Credentials func() (credentials.TransportCredentials, error)
+	// Token gives the zone token that goes with every call; it is asked at each, so that the token may change. Nil: none.
+	Token func() (config.Secret, error)
 	// Dial replaces the network in tests.
 	Dial       []grpc.DialOption
 	Registerer prometheus.Registerer
@@ -122,7 +125,9 @@ func (u *Upstream) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // told to stop: whatever ended with it is no failure
 		}
-		u.o.Log.WarnContext(ctx, "connection to the global lost", "address", u.o.Config.Address, "err", err)
+		if !u.refused(ctx, err) {
+			u.o.Log.WarnContext(ctx, "connection to the global lost", "address", u.o.Config.Address, "err", err)
+		}
 		if !retry.wait(ctx, time.Since(began)) {
 			return nil
 		}
@@ -150,6 +155,9 @@ func (u *Upstream) connect(ctx context.Context) error {
 		}),
 		grpc.WithIdleTimeout(0),
 	}, u.o.Dial...)
+	if u.o.Token != nil {
+		opts = append(opts, grpc.WithPerRPCCredentials(zoneToken{u.o.Token, !u.plain}))
+	}
 	conn, err := grpc.NewClient(u.target, opts...)
 	if err != nil {
 		return fmt.Errorf("dial %s: %w", u.target, err)
@@ -173,6 +181,38 @@ func (u *Upstream) connect(ctx context.Context) error {
 	return g.Wait()
 }
 
+// zoneToken puts the zone's token into every call.
+type zoneToken struct {
+	token  func() (config.Secret, error)
+	secure bool // refuse to send it in plain text
+}
+
+// GetRequestMetadata implements [credentials.PerRPCCredentials].
+func (z zoneToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := z.token()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"authorization": "Bearer " + string(token)}, nil
+}
+
+// RequireTransportSecurity implements [credentials.PerRPCCredentials].
+func (z zoneToken) RequireTransportSecurity() bool { return z.secure }
+
+// refused reports, and logs, that a call failed because the global does not take this zone for who it says it is: that
+// will not mend itself.
+func (u *Upstream) refused(ctx context.Context, err error) bool {
+	if status.Code(err) != codes.Unauthenticated {
+		return false
+	}
+	hint := "look at the token in MERIDIAN_ZONE_TOKEN_FILE: its zone, its scope (cp), its expiry, its revocation"
+	if u.o.Token == nil {
+		hint = "set MERIDIAN_ZONE_TOKEN_FILE to a zone token of scope cp"
+	}
+	u.o.Log.ErrorContext(ctx, "the global refuses this zone, which works on with what it has and tries again", "err", err, "hint", hint)
+	return true
+}
+
 // supervise runs one stream again whenever it fails, independently of the others.
 func (u *Upstream) supervise(ctx context.Context, name string, run func(context.Context) error) error {
 	retry := u.retry()
@@ -184,7 +224,9 @@ func (u *Upstream) supervise(ctx context.Context, name string, run func(context.
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		u.o.Log.WarnContext(ctx, "stream to the global failed", "stream", name, "err", err)
+		if !u.refused(ctx, err) {
+			u.o.Log.WarnContext(ctx, "stream to the global failed", "stream", name, "err", err)
+		}
 		if !retry.wait(ctx, time.Since(began)) {
 			return ctx.Err()
 		}

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -43,6 +46,12 @@ type Plane interface {
 	Close() error
 }
 
+// Command is a task beside running a plane.
+type Command struct {
+	Summary string // completes "NAME COMMAND ..."
+	Run     func(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int
+}
+
 // Program is one of the two programs. C is its configuration.
 type Program[C any] struct {
 	Name, Summary string
@@ -50,6 +59,9 @@ type Program[C any] struct {
 	// Log and Diagnostics find two sections that the program needs before there is a plane.
 	Log         func(C) logging.Config
 	Diagnostics func(C) diagnostics.Config
+	// Commands are what the program does instead when its first argument is one of these names. Each returns the exit
+	// code; ctx ends when the program is told to stop.
+	Commands map[string]Command
 	// Start makes the plane. ctx ends when the program is told to stop.
 	Start func(ctx context.Context, cfg C, log *slog.Logger) (Plane, error)
 
@@ -72,6 +84,11 @@ func (p Program[C]) OS() Program[C] {
 // Main runs the program and returns its exit code.
 func (p Program[C]) Main() int {
 	args := p.Args
+	if len(args) > 0 {
+		if c, ok := p.Commands[args[0]]; ok {
+			return p.command(c, args[1:])
+		}
+	}
 	health := len(args) > 0 && args[0] == "health"
 	if health {
 		args = args[1:]
@@ -93,10 +110,30 @@ func (p Program[C]) Main() int {
 	return p.serve(cfg)
 }
 
+// command runs c until it is done or a signal comes.
+func (p Program[C]) command(c Command, args []string) int {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan int, 1)
+	go func() { done <- c.Run(ctx, args, p.Environ, p.Stdout, p.Stderr) }()
+	select {
+	case code := <-done:
+		return code
+	case <-p.Signals:
+		cancel()
+		return <-done
+	}
+}
+
 func (p Program[C]) help() int {
-	summary := p.Summary + "\n\n" +
-		p.Name + " health asks a running plane on this host whether it is ready, and exits 0 or 1."
-	if err := config.Usage(p.Stdout, p.Name, summary, p.Defaults); err != nil {
+	summary := []string{
+		p.Summary, "",
+		p.Name + " health asks a running plane on this host whether it is ready, and exits 0 or 1.",
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.Commands)) {
+		summary = append(summary, p.Name+" "+name+" "+p.Commands[name].Summary)
+	}
+	if err := config.Usage(p.Stdout, p.Name, strings.Join(summary, "\n"), p.Defaults); err != nil {
 		return ExitFailed
 	}
 	return ExitOK
