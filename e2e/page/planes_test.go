@@ -111,6 +111,12 @@ func newPlanes(t *testing.T) *planes {
 	z.Multizone.Zone.GlobalAddress = fmt.Sprintf("grpcs://127.0.0.1:%d", g.Multizone.Global.KDS.Port)
 	z.Multizone.Zone.KDS.CAFile = filepath.Join(ps.global.dir, "trust", "kds-ca.crt")
 	z.Multizone.Zone.KDS.ReconnectBase = 10 * time.Millisecond
+	z.Multizone.Zone.TokenFile = filepath.Join(ps.zone.dir, "zone-token")
+	token := ps.global.call(t, http.MethodPost, "/tokens/zone", fmt.Sprintf(`{"zone":%q,"scope":["cp"]}`, zoneName),
+		[2]string{"Content-Type", "application/json"})
+	if err := os.WriteFile(z.Multizone.Zone.TokenFile, token.body, 0o600); err != nil || token.status != http.StatusOK {
+		t.Fatalf("token of the zone: %v: %d %s", err, token.status, token.body)
+	}
 	ps.zoneConfig = z
 	ps.startZone(t)
 	t.Cleanup(func() { ps.zone.stop() })
