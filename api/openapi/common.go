@@ -77,6 +77,11 @@ var parameters = map[string]Parameter{
 			"what would be there.",
 		Schema: flag(),
 	},
+	"wait": {
+		Name: "wait", In: "query", Description: "For how long to wait until every connected zone has answered for the write; " +
+			"apiServer.maxWait is the most. The body then says how the zones stand. Not with dryRun.",
+		Schema: &Schema{Type: Types{"string"}}, Example: "5s",
+	},
 	"exportType": {
 		Name: "type", In: "query", Description: "Only resources of this type.", Schema: &Schema{Type: Types{"string"}}, Example: "TrafficRoute",
 	},

@@ -30,6 +30,7 @@ type Document struct {
 	Paths      map[string]map[string]Operation `json:"paths"` // by lower-case method
 	Components Components                      `json:"components"`
 
+	plane   resource.Plane
 	schemas *schemas
 	order   []string // of paths, as they were added
 }
@@ -54,6 +55,7 @@ func New(plane resource.Plane, version string) *Document {
 				Type: "http", Scheme: "bearer", BearerFormat: "JWT", Description: "A user token.",
 			}},
 		},
+		plane:   plane,
 		schemas: s,
 	}
 }

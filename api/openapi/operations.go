@@ -99,17 +99,18 @@ func (d *Document) Put(row *resource.Descriptor, writable bool) Operation {
 	op.Parameters = append(op.Parameters, Param("strict"), Param("dryRun"), Param("ifMatch"), Param("ifNoneMatchWrite"))
 	schema := d.schemas.resource(row)
 	op.RequestBody = requestBody("", schema)
+	headers := map[string]Header{"ETag": header("ETag"), "Warning": header("Warning"), "Meridian-Dry-Run": header("DryRun")}
 	done := func(description string) Response {
 		return Response{
 			Description: description + " Of a dry run: as it would be, in the body; otherwise there is none.",
-			Headers:     map[string]Header{"ETag": header("ETag"), "Warning": header("Warning"), "Meridian-Dry-Run": header("DryRun")},
+			Headers:     headers,
 			Content:     map[string]Media{mediaJSON: {Schema: schema}},
 		}
 	}
-	op.Responses = answers(map[string]Response{
+	op.Responses = answers(d.awaited(&op, map[string]Response{
 		"201": done("It was created."),
 		"200": done("It was replaced, or is as it was."),
-	}, answerInvalid, answerForbidden, answerReadOnly, answerUnaccepted, answerConflict, answerFailed, answerTooLarge, answerMediaType, answerUnavailable)
+	}), answerInvalid, answerForbidden, answerReadOnly, answerUnaccepted, answerConflict, answerFailed, answerTooLarge, answerMediaType, answerUnavailable)
 	return restricted(op, row)
 }
 
@@ -137,12 +138,59 @@ func (d *Document) Delete(row *resource.Descriptor, writable bool) Operation {
 		}
 	}
 	op.Parameters = append(op.Parameters, Param("dryRun"), Param("ifMatch"), Param("ifNoneMatchWrite"))
-	op.Responses = answers(map[string]Response{"200": {
+	op.Responses = answers(d.awaited(&op, map[string]Response{"200": {
 		Description: "It is gone. Of a dry run: all that would go with it, in the body; otherwise there is none.",
 		Headers:     map[string]Header{"Meridian-Dry-Run": header("DryRun")},
 		Content:     map[string]Media{mediaJSON: {Schema: d.schemas.once("Deletions", deletions)}},
-	}}, answerInvalid, answerForbidden, answerNotFound, answerReadOnly, answerUnaccepted, answerConflict, answerFailed, answerUnavailable)
+	}}), answerInvalid, answerForbidden, answerNotFound, answerReadOnly, answerUnaccepted, answerConflict, answerFailed, answerUnavailable)
 	return restricted(op, row)
+}
+
+// awaited adds to a write that it may wait for the zones, which only a global can.
+func (d *Document) awaited(op *Operation, done map[string]Response) map[string]Response {
+	if d.plane != resource.Global {
+		return done
+	}
+	op.Parameters = append(op.Parameters, Param("wait"))
+	zones := d.schemas.once("Delivery", delivery)
+	all := make(map[string]Response, len(done)+1)
+	for status, r := range done {
+		r.Description += " After a wait: how the zones stand; all that are connected have it."
+		r.Content = map[string]Media{mediaJSON: {Schema: &Schema{AnyOf: []*Schema{r.Content[mediaJSON].Schema, zones}}}}
+		all[status] = r
+	}
+	all["202"] = Response{
+		Description: "After a wait: it is done, but zones have not answered or refuse it, or none is connected.",
+		Headers:     done["200"].Headers,
+		Content:     map[string]Media{mediaJSON: {Schema: zones}},
+	}
+	return all
+}
+
+// delivery is the schema of how the zones stand to a write.
+func delivery() *Schema {
+	names := func(description string) *Schema {
+		return &Schema{Description: description, Type: Types{"array"}, Items: &Schema{Type: Types{"string"}}}
+	}
+	return &Schema{
+		Description: "How the zones stand to a write, by name.",
+		Type:        Types{"object"},
+		Required:    []string{"revision", "acknowledged", "rejected", "pending", "offline", "notApplicable"},
+		Properties: Properties{
+			{"revision", &Schema{Description: "Of the write; of what is there, when it changed nothing.", Type: Types{"integer"}}},
+			{"acknowledged", names("Zones that have it, or what later writes made of it.")},
+			{"rejected", &Schema{
+				Description: "Zones that have answered and left it out.", Type: Types{"array"},
+				Items: &Schema{
+					Type: Types{"object"}, Required: []string{"zone", "reason"},
+					Properties: Properties{{"zone", &Schema{Type: Types{"string"}}}, {"reason", &Schema{Type: Types{"string"}}}},
+				},
+			}},
+			{"pending", names("Zones that are connected and have not answered.")},
+			{"offline", names("Zones that are not connected.")},
+			{"notApplicable", names("Zones that get nothing of it.")},
+		},
+	}
 }
 
 // deletions is the schema of what a deletion takes along.
