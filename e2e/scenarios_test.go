@@ -142,6 +142,9 @@ func TestZoneStatusIsTrue(t *testing.T) {
 	z1.Must("PUT", "/zone-ingresses/ingress", ingressBody, 201)
 	z2.eventually(5*time.Second, "given zone-1's ingress", func() error { return is(z2, "/zone-ingresses/zone-1.ingress", http.StatusOK) })
 
+	if status := string(g.Must("GET", "/status/zones", "", 200)); !strings.Contains(status, `"url": "grpcs://127.0.0.1:`) && !strings.Contains(status, `"url": "grpcs://[::1]:`) {
+		t.Errorf("no address of a zone in %s", status)
+	}
 	g.Must("DELETE", "/zones/zone-1", "", 400)
 	g.Must("PUT", "/zones/zone-1", `{"type":"Zone","name":"zone-1","enabled":false}`, 200)
 	s.waitActive("zone-1", false, time.Second)

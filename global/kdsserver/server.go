@@ -159,7 +159,7 @@ func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, er
 		h.Pings = h.Pings || f == kds.FeaturePing
 	}
 	if p, ok := peer.FromContext(ctx); ok {
-		h.Address = p.Addr.String()
+		h.Address, h.Secure = p.Addr.String(), p.AuthInfo != nil && p.AuthInfo.AuthType() == "tls"
 	}
 	var err error
 	if h.Credential, err = s.credential(md, h.Zone); err != nil {

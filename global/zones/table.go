@@ -65,8 +65,9 @@ type Hello struct {
 	Zone string
 	// PlaneID and Session are empty for a Kuma zone.
 	PlaneID, Session string
-	// Address is where the connection comes from.
+	// Address is where the connection comes from, host:port, and Secure that it is a TLS connection.
 	Address string
+	Secure  bool
 	// Pings: the zone sends health checks, so their absence means something.
 	Pings bool
 	// Credential is how the zone proved to be that zone.
@@ -543,7 +544,10 @@ func (t *Table) Live(snap *store.Snapshot, name string) (live server.ZoneLive, o
 	}
 	live.LastAck = z.lastAck
 	if s := z.session; s != nil {
-		live.URL, live.Auth = s.hello.Address, s.hello.Credential.Method
+		live.URL, live.Auth = "grpc://"+s.hello.Address, s.hello.Credential.Method
+		if s.hello.Secure {
+			live.URL = "grpcs://" + s.hello.Address
+		}
 		if stream := s.streams[GlobalToZone]; stream != nil {
 			live.Online, live.ConnectedSince = true, stream.sub.GetConnectTime().AsTime()
 		}

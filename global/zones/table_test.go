@@ -240,7 +240,7 @@ func TestAReconnectingKumaZoneIsNotTakenForTwo(t *testing.T) {
 		if strings.Contains(r.log.String(), "two zones under one name") {
 			t.Error("two reconnects were flagged as two zones")
 		}
-		if live, _ := r.Live(r.st.Snapshot(), "zone-1"); live.URL != "10.0.0.2:1" {
+		if live, _ := r.Live(r.st.Snapshot(), "zone-1"); live.URL != "grpc://10.0.0.2:1" {
 			t.Errorf("the address shown is %s, of a connection that is gone", live.URL)
 		}
 		if got := r.counter(t, "meridian_zones_session_swaps_total"); got != 2 {
