@@ -611,11 +611,14 @@ func TestTheWatchTestFindsFaults(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if err := followWriters(t, tc.fault); err == nil {
-				t.Error("the fault went unnoticed")
-			} else {
-				t.Log(err)
+			// One run may end before the fault has shown, on a machine that is busy.
+			for range 5 {
+				if err := followWriters(t, tc.fault); err != nil {
+					t.Log(err)
+					return
+				}
 			}
+			t.Error("the fault went unnoticed")
 		})
 	}
 }
