@@ -109,7 +109,7 @@ var headers = map[string]Header{
 		Schema:      &Schema{Type: Types{"string"}, Pattern: `^(W/)?"[^"]+"$`},
 	},
 	"Authenticate": {
-		Description: "What would be.", Required: true, Schema: &Schema{Type: Types{"string"}, Const: "Bearer"},
+		Description: "What proves who is asking.", Required: true, Schema: &Schema{Type: Types{"string"}, Const: "Bearer"},
 	},
 	"NoStore": {
 		Description: "It is not for caches.", Schema: &Schema{Type: Types{"string"}, Const: "no-store"},

@@ -38,7 +38,6 @@ type Document struct {
 // New returns a document without operations, for a plane and a version of the program.
 func New(plane resource.Plane, version string) *Document {
 	s := newSchemas()
-	s.named[schemaProblem] = problemSchema()
 	return &Document{
 		OpenAPI: "3.1.1",
 		Info: Info{

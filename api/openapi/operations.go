@@ -2,6 +2,7 @@ package openapi
 
 import (
 	"cmp"
+	"encoding/json"
 	"maps"
 	"net/http"
 	"strings"
@@ -98,7 +99,7 @@ func (d *Document) Put(row *resource.Descriptor, writable bool) Operation {
 		"already changes nothing. The answer means that the write is durable."
 	op.Parameters = append(op.Parameters, Param("strict"), Param("dryRun"), Param("ifMatch"), Param("ifNoneMatchWrite"))
 	schema := d.schemas.resource(row)
-	op.RequestBody = requestBody("", schema)
+	op.RequestBody = requestBody("", schema, examples[row.Name])
 	headers := map[string]Header{"ETag": header("ETag"), "Warning": header("Warning"), "Meridian-Dry-Run": header("DryRun")}
 	done := func(description string) Response {
 		return Response{
@@ -141,7 +142,7 @@ func (d *Document) Delete(row *resource.Descriptor, writable bool) Operation {
 	op.Responses = answers(d.awaited(&op, map[string]Response{"200": {
 		Description: "It is gone. Of a dry run: all that would go with it, in the body; otherwise there is none.",
 		Headers:     map[string]Header{"Meridian-Dry-Run": header("DryRun")},
-		Content:     map[string]Media{mediaJSON: {Schema: d.schemas.once("Deletions", deletions)}},
+		Content:     map[string]Media{mediaJSON: {Schema: d.schemas.once("Deletions", "deletions", deletions)}},
 	}}), answerInvalid, answerForbidden, answerNotFound, answerReadOnly, answerUnaccepted, answerConflict, answerFailed, answerUnavailable)
 	return restricted(op, row)
 }
@@ -152,7 +153,7 @@ func (d *Document) awaited(op *Operation, done map[string]Response) map[string]R
 		return done
 	}
 	op.Parameters = append(op.Parameters, Param("wait"))
-	zones := d.schemas.once("Delivery", delivery)
+	zones := d.schemas.once("Delivery", "delivery", delivery)
 	all := make(map[string]Response, len(done)+1)
 	for status, r := range done {
 		r.Description += " After a wait: how the zones stand; all that are connected have it."
@@ -211,12 +212,16 @@ func deletions() *Schema {
 	}
 }
 
-// requestBody is a required body in the formats that are understood.
-func requestBody(description string, schema *Schema) *RequestBody {
+// requestBody is a required body in the formats that are understood. example may be nil.
+func requestBody(description string, schema *Schema, example json.RawMessage) *RequestBody {
+	inJSON := Media{Schema: schema}
+	if example != nil {
+		inJSON.Example = example
+	}
 	return &RequestBody{
 		Description: description, Required: true,
 		Content: map[string]Media{
-			mediaJSON: {Schema: schema}, mediaYAML: {Schema: schema},
+			mediaJSON: inJSON, mediaYAML: {Schema: schema},
 			"application/x-yaml": {Schema: schema}, "text/yaml": {Schema: schema},
 		},
 	}
@@ -319,7 +324,7 @@ func IssueToken(method, path, kind string, request *Schema) Operation {
 		Summary:     "Issue a " + kind + " token",
 		Description: "Signed with the newest signing key of its kind that this control plane has.",
 		Parameters:  []Parameter{Param("strict")},
-		RequestBody: requestBody("", request),
+		RequestBody: requestBody("", request, tokenExamples[kind]),
 		Responses: answers(map[string]Response{"200": {
 			Description: "The token.",
 			Headers:     map[string]Header{"Warning": header("Warning"), "Cache-Control": header("NoStore")},
@@ -361,7 +366,7 @@ func Import(result *Schema) Operation {
 			"keeps the times that it has. What is here and not in the body stays. A new mesh gets no default policies.",
 		Parameters: []Parameter{Param("strict"), Param("dryRun")},
 		RequestBody: requestBody("YAML: documents separated by --- lines. JSON: objects one after another, an array of them, or "+
-			"a list as this API answers it.", nil),
+			"a list as this API answers it.", nil, nil),
 		Responses: answers(Answer("What was done, or would be done.", result), answerInvalid, answerForbidden, answerReadOnly,
 			answerUnaccepted, answerConflict, answerTooLarge, answerMediaType, answerUnavailable),
 		Security: adminOnly,

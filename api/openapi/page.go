@@ -2,9 +2,12 @@ package openapi
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	_ "embed" // the page's template and style
 	"encoding/base64"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
 	"maps"
@@ -63,6 +66,38 @@ type pageAnswer struct {
 
 type pageHeader struct{ Name, Description string }
 
+// pageField is a member of an object, or of one inside it.
+type pageField struct {
+	Path, Description string
+	Type              template.HTML
+	Required          bool
+}
+
+// fieldsOf are the members of an object and of the objects inside it, by their paths. That what is inside may be null
+// is left out: the introduction says that null stands for absence.
+func fieldsOf(s *Schema, path string) []pageField {
+	var fields []pageField
+	for _, p := range s.Properties {
+		shown := *p.Schema
+		if path != "" {
+			shown.Type = slices.DeleteFunc(slices.Clone(shown.Type), func(t string) bool { return t == "null" })
+		}
+		f := pageField{
+			Path: path + p.Name, Description: shown.Description, Type: typeLinks(&shown), Required: slices.Contains(s.Required, p.Name),
+		}
+		if shown.ReadOnly {
+			f.Description = strings.TrimSpace(f.Description + " In answers only.")
+		}
+		fields = append(fields, f)
+		inner, in := p.Schema, f.Path+"."
+		if inner.Items != nil {
+			inner, in = inner.Items, f.Path+"[]."
+		}
+		fields = append(fields, fieldsOf(inner, in)...)
+	}
+	return fields
+}
+
 // Page renders the document as one HTML page that needs nothing else.
 func (d *Document) Page() ([]byte, error) {
 	d, err := d.complete()
@@ -70,7 +105,7 @@ func (d *Document) Page() ([]byte, error) {
 		return nil, err
 	}
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"type": typeLinks, "anchor": anchor, "paragraphs": paragraphs, "resolve": d.resolve,
+		"type": typeLinks, "anchor": anchor, "paragraphs": paragraphs, "fields": func(s *Schema) []pageField { return fieldsOf(s, "") },
 		"schemas": func() []string { return slices.Sorted(maps.Keys(d.Components.Schemas)) },
 	}).Parse(pageTemplate)
 	if err != nil {
@@ -78,7 +113,11 @@ func (d *Document) Page() ([]byte, error) {
 	}
 	p := page{Document: d, Style: template.CSS(pageStyle)} //nolint:gosec // it is ours
 	for _, tag := range d.Tags {
-		p.Groups = append(p.Groups, pageGroup{tag, d.operations(tag.Name)})
+		operations, err := d.operations(tag.Name)
+		if err != nil {
+			return nil, err
+		}
+		p.Groups = append(p.Groups, pageGroup{tag, operations})
 	}
 	var out bytes.Buffer
 	if err := t.Execute(&out, p); err != nil {
@@ -88,20 +127,24 @@ func (d *Document) Page() ([]byte, error) {
 }
 
 // operations are those of a tag, in the order in which they were added.
-func (d *Document) operations(tag string) []pageOperation {
+func (d *Document) operations(tag string) ([]pageOperation, error) {
 	var found []pageOperation
 	for _, path := range d.order {
 		for _, method := range methods {
 			op, ok := d.Paths[path][strings.ToLower(method)]
 			if ok && slices.Contains(op.Tags, tag) {
-				found = append(found, d.operation(method, path, op))
+				p, err := d.operation(method, path, op)
+				if err != nil {
+					return nil, err
+				}
+				found = append(found, p)
 			}
 		}
 	}
-	return found
+	return found, nil
 }
 
-func (d *Document) operation(method, path string, op Operation) pageOperation {
+func (d *Document) operation(method, path string, op Operation) (pageOperation, error) {
 	p := pageOperation{Operation: op, Method: method, Path: path, Refused: true, Admin: len(op.Security) > 0}
 	for _, parameter := range op.Parameters {
 		if name, ok := strings.CutPrefix(parameter.Ref, "#/components/parameters/"); ok {
@@ -132,13 +175,23 @@ func (d *Document) operation(method, path string, op Operation) pageOperation {
 		}
 		p.Answers = append(p.Answers, answer)
 	}
-	p.Curl = p.curl()
-	return p
+	var err error
+	p.Curl, err = p.curl()
+	return p, err
 }
 
 // curl is a command that makes the request.
-func (p pageOperation) curl() string {
-	path := strings.NewReplacer("{mesh}", "default", "{name}", "NAME").Replace(p.Path)
+func (p pageOperation) curl() (string, error) {
+	var body struct{ Name string }
+	var data bytes.Buffer
+	if p.RequestBody != nil {
+		if example, ok := p.RequestBody.Content[mediaJSON].Example.(json.RawMessage); ok {
+			if err := errors.Join(json.Unmarshal(example, &body), json.Indent(&data, example, "", "  ")); err != nil {
+				return "", fmt.Errorf("read the example of %s: %w", p.ID, err)
+			}
+		}
+	}
+	path := strings.NewReplacer("{mesh}", "default", "{name}", cmp.Or(body.Name, "NAME")).Replace(p.Path)
 	var b strings.Builder
 	b.WriteString("curl ")
 	if p.Method != http.MethodGet {
@@ -148,29 +201,14 @@ func (p pageOperation) curl() string {
 		b.WriteString(`-H "Authorization: Bearer $TOKEN" `)
 	}
 	b.WriteString("http://localhost:5681" + path)
-	if p.Body == nil {
-		return b.String()
+	switch {
+	case p.RequestBody == nil:
+	case data.Len() > 0:
+		b.WriteString(" \\\n  -H 'Content-Type: " + mediaJSON + "' --data '" + data.String() + "'")
+	default:
+		b.WriteString(" \\\n  -H 'Content-Type: " + mediaYAML + "' --data-binary @resources.yaml")
 	}
-	media := p.RequestBody.Content[p.BodyTypes[0]]
-	b.WriteString(" \\\n  -H 'Content-Type: " + p.BodyTypes[0] + "' ")
-	if media.Example == nil {
-		b.WriteString("--data-binary @body.json")
-		return b.String()
-	}
-	example, err := marshal(media.Example)
-	if err != nil {
-		return b.String()
-	}
-	b.WriteString("--data '" + string(example) + "'")
-	return b.String()
-}
-
-// resolve follows a reference to a schema.
-func (d *Document) resolve(s *Schema) *Schema {
-	if name, ok := strings.CutPrefix(s.Ref, "#/components/schemas/"); ok {
-		return d.Components.Schemas[name]
-	}
-	return s
+	return b.String(), nil
 }
 
 func anchor(name string) string { return "schema-" + name }
@@ -187,9 +225,11 @@ func typeLinks(s *Schema) template.HTML {
 	parts := make([]string, 0, len(s.Type)+len(s.AnyOf))
 	for _, t := range s.Type {
 		switch {
+		case t == "array" && s.Items != nil && len(s.Items.Properties) > 0:
+			t = "list of objects"
 		case t == "array" && s.Items != nil:
 			t = "list of " + string(typeLinks(s.Items))
-		case t == "object" && s.AdditionalProperties != nil:
+		case t == "object" && s.AdditionalProperties != nil && len(s.Properties) == 0:
 			t = "map of " + string(typeLinks(s.AdditionalProperties))
 		case t == "string" && s.Const != "":
 			t = "<code>" + escaped(s.Const) + "</code>"

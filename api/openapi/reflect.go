@@ -8,12 +8,18 @@ import (
 	"time"
 )
 
-// Of returns the schema of v's type as encoding/json writes it. The tag doc of a field is its description. Members that
-// may be left out (omitempty, omitzero) are not required; pointers may be null unless they are left out instead. It is
-// for the bodies that are Go structs, and panics for a type that it does not know: that is a mistake in the program.
-func Of(v any) *Schema { return typeSchema(reflect.TypeOf(v)) }
+// Of returns the schema of v's type as encoding/json writes it; a struct with a name gets a schema of that name. The tag
+// doc of a field is its description. Members that may be left out (omitempty, omitzero) are not required; pointers may be
+// null unless they are left out instead. It is for the bodies that are Go values, and panics for a type that it does not
+// know: that is a mistake in the program.
+func (d *Document) Of(v any) *Schema { return d.schemas.goType(reflect.TypeOf(v)) }
 
-func typeSchema(t reflect.Type) *Schema {
+// Named refers to a schema that is then described under a name of its own.
+func (d *Document) Named(name string, schema *Schema) *Schema {
+	return d.schemas.once(name, "the body "+name, func() *Schema { return schema })
+}
+
+func (s *schemas) goType(t reflect.Type) *Schema {
 	switch t {
 	case reflect.TypeFor[time.Time]():
 		return refTo(schemaTimestamp)
@@ -34,24 +40,27 @@ func typeSchema(t reflect.Type) *Schema {
 	case reflect.Interface:
 		return &Schema{}
 	case reflect.Slice:
-		return &Schema{Type: Types{"array"}, Items: typeSchema(t.Elem())}
+		return &Schema{Type: Types{"array"}, Items: s.goType(t.Elem())}
 	case reflect.Map:
-		return &Schema{Type: Types{"object"}, AdditionalProperties: typeSchema(t.Elem())}
+		return &Schema{Type: Types{"object"}, AdditionalProperties: s.goType(t.Elem())}
 	case reflect.Pointer:
-		s := typeSchema(t.Elem())
-		if s.Ref != "" {
-			return &Schema{AnyOf: []*Schema{s, {Type: Types{"null"}}}}
+		schema := s.goType(t.Elem())
+		if schema.Ref != "" {
+			return &Schema{AnyOf: []*Schema{schema, {Type: Types{"null"}}}}
 		}
-		s.Type = append(s.Type, "null")
-		return s
+		schema.Type = append(schema.Type, "null")
+		return schema
 	case reflect.Struct:
-		return structSchema(t)
+		if t.Name() == "" {
+			return s.goStruct(t)
+		}
+		return s.once(strings.ToUpper(t.Name()[:1])+t.Name()[1:], t, func() *Schema { return s.goStruct(t) })
 	default:
 		panic(fmt.Sprintf("openapi: no schema for %s", t))
 	}
 }
 
-func structSchema(t reflect.Type) *Schema {
+func (s *schemas) goStruct(t reflect.Type) *Schema {
 	object := &Schema{Type: Types{"object"}}
 	for f := range t.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -59,7 +68,7 @@ func structSchema(t reflect.Type) *Schema {
 			continue
 		}
 		if f.Anonymous && name == "" {
-			embedded := structSchema(f.Type)
+			embedded := s.goStruct(f.Type)
 			object.Properties = append(object.Properties, embedded.Properties...)
 			object.Required = append(object.Required, embedded.Required...)
 			continue
@@ -68,7 +77,7 @@ func structSchema(t reflect.Type) *Schema {
 		if ft.Kind() == reflect.Pointer && optional {
 			ft = ft.Elem()
 		}
-		object.Properties = append(object.Properties, Property{name, described(typeSchema(ft), f.Tag.Get("doc"))})
+		object.Properties = append(object.Properties, Property{name, described(s.goType(ft), f.Tag.Get("doc"))})
 		if !optional {
 			object.Required = append(object.Required, name)
 		}

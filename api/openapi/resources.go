@@ -54,7 +54,7 @@ func meta(typ string, mesh bool) (Properties, []string) {
 // resource refers to the schema of a resource: its meta, then its specification.
 func (s *schemas) resource(d *resource.Descriptor) *Schema {
 	name := string(d.Name)
-	return s.once(name, func() *Schema {
+	return s.once(name, d.Name, func() *Schema {
 		properties, required := meta(name, d.Scope == resource.ScopeMesh)
 		object := &Schema{Type: Types{"object"}}
 		switch known, isJSON := codec.ShapeOf(d.Name); {
@@ -79,7 +79,7 @@ func (s *schemas) resource(d *resource.Descriptor) *Schema {
 // overview refers to the schema of a resource joined with its insight.
 func (s *schemas) overview(d *resource.Descriptor) *Schema {
 	name := overviewName(d)
-	return s.once(name, func() *Schema {
+	return s.once(name, "overview of "+d.Name, func() *Schema {
 		insight, _ := d.Insight()
 		properties, required := meta(name, d.Scope == resource.ScopeMesh)
 		main, other := lowerFirst(string(d.Name)), lowerFirst(string(insight.Name))
@@ -98,7 +98,7 @@ func overviewName(d *resource.Descriptor) string { return string(d.Name) + "Over
 
 // list refers to the schema of a page of items.
 func (s *schemas) list(name string, item *Schema) *Schema {
-	return s.once(name+"List", func() *Schema {
+	return s.once(name+"List", "list of "+name, func() *Schema {
 		items := &Schema{Type: Types{"array"}, Items: item}
 		total := "Number of items that match, on all pages."
 		switch {

@@ -1,6 +1,7 @@
 package openapi
 
 import (
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -21,18 +22,23 @@ const (
 
 // schemas collects the named schemas of a document. Each is made once, when it is first referred to.
 type schemas struct {
-	named map[string]*Schema
-	specs map[protoreflect.FullName]bool // messages that are specifications of resources
+	named   map[string]*Schema
+	sources map[string]any                 // what a named schema was made from
+	specs   map[protoreflect.FullName]bool // messages that are specifications of resources
 }
 
 func newSchemas() *schemas {
-	s := &schemas{named: make(map[string]*Schema), specs: make(map[protoreflect.FullName]bool)}
+	s := &schemas{named: make(map[string]*Schema), sources: make(map[string]any), specs: make(map[protoreflect.FullName]bool)}
 	all := resource.All()
 	for i := range all {
 		if !all[i].IsJSON() {
 			s.specs[all[i].Message().FullName()] = true
 		}
 	}
+	for _, name := range [...]string{schemaDuration, schemaTimestamp, schemaProblem} {
+		s.sources[name] = "made here"
+	}
+	s.named[schemaProblem] = problemSchema()
 	s.named[schemaDuration] = &Schema{
 		Description: `A length of time: numbers with units, such as "5s", "0.250s" or "1m30s". Answers are in seconds.`,
 		Type:        Types{"string"},
@@ -50,12 +56,17 @@ func newSchemas() *schemas {
 
 func refTo(name string) *Schema { return &Schema{Ref: "#/components/schemas/" + name} }
 
-// once makes a named schema when there is none, and refers to it.
-func (s *schemas) once(name string, build func() *Schema) *Schema {
-	if _, ok := s.named[name]; !ok {
-		s.named[name] = nil // messages that contain themselves find it
-		s.named[name] = build()
+// once makes a named schema when there is none, and refers to it. source tells what is described: two things under one
+// name would be a mistake in the program, so it panics.
+func (s *schemas) once(name string, source any, build func() *Schema) *Schema {
+	if other, ok := s.sources[name]; ok {
+		if other != source {
+			panic(fmt.Sprintf("openapi: the schema %s would describe %v and %v", name, other, source))
+		}
+		return refTo(name)
 	}
+	s.sources[name] = source // at once: messages that contain themselves find it
+	s.named[name] = build()
 	return refTo(name)
 }
 
@@ -64,7 +75,7 @@ func (s *schemas) message(md protoreflect.MessageDescriptor) *Schema {
 	if known := wellKnown(md.FullName()); known != nil {
 		return known
 	}
-	return s.once(s.messageName(md), func() *Schema {
+	return s.once(s.messageName(md), md.FullName(), func() *Schema {
 		return &Schema{
 			Description: messageDescription(md),
 			Type:        Types{"object"},
@@ -73,20 +84,21 @@ func (s *schemas) message(md protoreflect.MessageDescriptor) *Schema {
 	})
 }
 
-// messageName is a message's name without its package. That of a specification is not free, it is the resource's; nor
-// is one that happens to be the name of a resource.
+// meshPackage is the package of most messages.
+const meshPackage = "kuma.mesh.v1alpha1"
+
+// messageName is a message's name without its package, of which others than the mesh's leave their second part. The name
+// of a specification is the resource's, so its message gets another.
 func (s *schemas) messageName(md protoreflect.Descriptor) string {
 	pkg := md.ParentFile().Package()
 	name := strings.TrimPrefix(string(md.FullName()), string(pkg)+".")
 	if s.specs[md.FullName()] {
-		return name + "Spec"
+		name += "Spec"
 	}
-	if _, taken := resource.Lookup(resource.Type(name)); taken {
-		_, area, _ := strings.Cut(string(pkg), ".") // kuma.system.v1alpha1
-		area, _, _ = strings.Cut(area, ".")
-		return area + "." + name
+	if pkg == meshPackage {
+		return name
 	}
-	return name
+	return strings.Split(string(pkg), ".")[1] + "." + name // kuma.system.v1alpha1
 }
 
 // wellKnown returns the schema of a message that has a form of its own in JSON.
@@ -189,7 +201,7 @@ func (s *schemas) value(fd protoreflect.FieldDescriptor) *Schema {
 
 // enum refers to the schema of an enum. A value that a newer peer sent and that has no name here shows as its number.
 func (s *schemas) enum(ed protoreflect.EnumDescriptor) *Schema {
-	return s.once(s.messageName(ed), func() *Schema {
+	return s.once(s.messageName(ed), ed.FullName(), func() *Schema {
 		names := make([]string, ed.Values().Len())
 		for i := range names {
 			names[i] = string(ed.Values().Get(i).Name())
@@ -206,7 +218,7 @@ func (s *schemas) enum(ed protoreflect.EnumDescriptor) *Schema {
 
 // messageDescription is the comment of a message, and which of its fields exclude each other.
 func messageDescription(md protoreflect.MessageDescriptor) string {
-	text := descriptions[string(md.FullName())]
+	sentences := []string{descriptions[string(md.FullName())]}
 	for i := range md.Oneofs().Len() {
 		oneof := md.Oneofs().Get(i)
 		if oneof.IsSynthetic() {
@@ -216,9 +228,9 @@ func messageDescription(md protoreflect.MessageDescriptor) string {
 		for j := range names {
 			names[j] = oneof.Fields().Get(j).JSONName()
 		}
-		text += " At most one of " + strings.Join(names, ", ") + "."
+		sentences = append(sentences, "At most one of "+strings.Join(names, ", ")+".")
 	}
-	return strings.TrimSpace(text)
+	return strings.TrimSpace(strings.Join(sentences, " "))
 }
 
 // shape is the schema of a value inside the specification of a JSON type, where null may stand for absence anywhere and

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"flag"
 	"net/http"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
 
+	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/resource"
 )
 
@@ -142,6 +144,36 @@ func TestWhatIsReadOnlyIsDescribedAsRefused(t *testing.T) {
 	readOnly := newPlane(t, resource.Global, func(o *Options) { o.ReadOnly = true }).srv.doc
 	if _, ok := readOnly.Paths["/meshes/{name}"]["put"].Responses["201"]; ok {
 		t.Error("a read-only server describes writes")
+	}
+}
+
+// What the page shows can be sent as it is.
+func TestEveryExampleCanBeWritten(t *testing.T) {
+	all := resource.All()
+	for i := range all {
+		d := &all[i]
+		example := openapi.Example(d.Name)
+		if d.Path == "" || d.Writable == resource.Nowhere {
+			if example != nil {
+				t.Errorf("%s has an example and cannot be written", d.Name)
+			}
+			continue
+		}
+		plane := resource.Global
+		if d.Writable&plane == 0 {
+			plane = resource.Zone
+		}
+		p := newPlane(t, plane)
+		p.seed(record(t, resource.Mesh, "", "default", "", nil))
+		name, _ := object(t, string(example))["name"].(string)
+		p.want(201, "PUT", itemPath(d, "default", name)+"?strict=true", string(example))
+	}
+	p := newPlane(t, resource.Global)
+	p.want(201, "PUT", "/meshes/default", `{"type":"Mesh","name":"default"}`)
+	for _, path := range []string{"/tokens/dataplane", "/tokens/zone", "/tokens/zone-ingress", "/tokens/user"} {
+		if _, ok := p.srv.doc.Paths[path]["post"].RequestBody.Content["application/json"].Example.(json.RawMessage); !ok {
+			t.Errorf("%s has no example", path)
+		}
 	}
 }
 

@@ -32,7 +32,7 @@ var errUnacceptedYAML = &textError{
 // transferRoutes adds what moves everything at once.
 func (s *Server) transferRoutes(t table) {
 	t.read("/export", s.export, openapi.Export())
-	t.handle(http.MethodPost, "/import", s.importResources, openapi.Import(openapi.Of(importAnswer{})))
+	t.handle(http.MethodPost, "/import", s.importResources, openapi.Import(t.doc.Of(importAnswer{})))
 }
 
 // transferable reports whether resources of a type are exported and imported: those that clients write on this plane.

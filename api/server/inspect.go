@@ -32,19 +32,19 @@ func (s *Server) inspectRoutes(t table) {
 	for i := range all {
 		if d := &all[i]; d.Inspect {
 			t.get("/meshes/{mesh}/"+d.Path+"/{name}/dataplanes", s.inspectPolicy,
-				openapi.Inspect(d, "Proxies", "List the proxies that it reaches", openapi.Of(attached{})))
+				openapi.Inspect(d, "Proxies", "List the proxies that it reaches", t.doc.Of(attached{})))
 		}
 	}
 	for _, name := range [...]resource.Type{"MeshGateway", "MeshGatewayRoute"} {
 		d, _ := resource.Lookup(name)
 		t.get("/meshes/{mesh}/"+d.Path+"/{name}/dataplanes", endpoint{s, d}.inspectGateway,
-			openapi.Inspect(d, "Proxies", "List the proxies that it configures", openapi.Of(attached{})))
+			openapi.Inspect(d, "Proxies", "List the proxies that it configures", t.doc.Of(attached{})))
 	}
 	dataplane, _ := resource.Lookup(resource.Dataplane)
 	t.get("/meshes/{mesh}/dataplanes/{name}/policies", s.inspectPolicies, openapi.Inspect(dataplane, "Policies",
-		"List the policies that reach it", &openapi.Schema{AnyOf: []*openapi.Schema{openapi.Of(attached{}), openapi.Of(gatewayPolicies{})}}))
+		"List the policies that reach it", &openapi.Schema{AnyOf: []*openapi.Schema{t.doc.Of(attached{}), t.doc.Of(gatewayPolicies{})}}))
 	t.get("/meshes/{mesh}/dataplanes/{name}/rules", s.inspectRules,
-		openapi.Inspect(dataplane, "Rules", "List the rules that targetRef policies make for it", openapi.Of(attached{})))
+		openapi.Inspect(dataplane, "Rules", "List the rules that targetRef policies make for it", t.doc.Of(attached{})))
 
 	for _, p := range [...]struct {
 		typ           resource.Type

@@ -404,13 +404,23 @@ func TestGlobalInsightsCountsGlobalTypes(t *testing.T) {
 	}
 }
 
-func TestVersionsMapsProxiesToEnvoys(t *testing.T) {
-	p := newPlane(t, resource.Global, func(o *Options) { o.ProxyVersions = map[string]string{"~2.0.0": "~1.22.0"} })
-	want := "{\n \"kumaDp\": {\n  \"~2.0.0\": {\n   \"envoy\": \"~1.22.0\"\n  }\n }\n}\n"
-	if diff := cmp.Diff(want, p.want(200, http.MethodGet, "/versions", "").Body); diff != "" {
+func TestVersionsNamesTheProxiesThatAreAccepted(t *testing.T) {
+	body, err := versionsBody("2.0.0", "2.2.99")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "{\n \"kumaDp\": {\n  \"~2.0.0\": {\n   \"envoy\": \"~1.22.0\"\n  },\n" +
+		"  \"~2.1.0\": {\n   \"envoy\": \">=1.22.0\"\n  },\n  \"~2.2.0\": {\n   \"envoy\": \">=1.22.0\"\n  }\n }\n}\n"
+	if diff := cmp.Diff(want, string(body)); diff != "" {
 		t.Error(diff)
 	}
-	if got := object(t, newPlane(t, resource.Global).want(200, http.MethodGet, "/versions", "").Body)["kumaDp"].(map[string]any); len(got) == 0 {
-		t.Error("the built-in table is empty")
+	for _, bad := range [][2]string{{"2", "2.1.0"}, {"2.2.0", "2.1.0"}, {"1.8.0", "2.1.0"}, {"2.0.0", ""}} {
+		if body, err := versionsBody(bad[0], bad[1]); err == nil {
+			t.Errorf("%q to %q: %s", bad[0], bad[1], body)
+		}
+	}
+	served := object(t, newPlane(t, resource.Zone).want(200, http.MethodGet, "/versions", "").Body)["kumaDp"].(map[string]any)
+	if _, oldest := served["~2.0.0"]; !oldest || len(served) != 14 {
+		t.Errorf("%v", served)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/tlsconf"
+	"github.com/meridian-mesh/meridian/common/version"
 )
 
 // ZoneLive is what the global knows about a zone's session beyond what is stored.
@@ -72,8 +73,6 @@ type Options struct {
 	// InstanceID, Hostname and Version are shown at "/"; APIVersion there is the API generation that kumactl checks,
 	// "2.0.8" when empty.
 	InstanceID, Hostname, Version, APIVersion string
-	// ProxyVersions maps ranges of kuma-dp versions to the Envoy versions they run, for /versions; nil: the built-in table.
-	ProxyVersions map[string]string
 	// EffectiveConfig returns the body of /config with secrets masked; nil: "{}".
 	EffectiveConfig func() ([]byte, error)
 
@@ -169,7 +168,7 @@ func New(o Options) (*Server, error) {
 	if s.policies, err = s.policiesBody(); err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
 	}
-	if s.versions, err = versionsBody(o.ProxyVersions); err != nil {
+	if s.versions, err = versionsBody(version.OldestProxy, version.NewestProxy); err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
 	}
 	if s.metrics, err = newMetrics(o.Registerer); err != nil {

@@ -18,16 +18,16 @@ import (
 
 // statusRoutes adds what is not a resource.
 func (s *Server) statusRoutes(t table) {
-	t.get("/", s.getIndex, openapi.Read("getIndex", "Read what answers here", "", openapi.Of(index{})))
+	t.get("/", s.getIndex, openapi.Read("getIndex", "Read what answers here", "", t.doc.Of(index{})))
 	t.get("/config", s.getConfig, openapi.Read("getConfig", "Read the effective configuration",
 		"Secrets are masked.", &openapi.Schema{Type: openapi.Types{"object"}}))
-	t.get("/policies", s.getPolicies, openapi.Read("getPolicies", "List the types of policies", "", openapi.Of(policyList{})))
+	t.get("/policies", s.getPolicies, openapi.Read("getPolicies", "List the types of policies", "", t.doc.Of(policyList{})))
 	t.get("/versions", s.getVersions, openapi.Read("getVersions", "List the versions of proxies",
-		"Which versions of kuma-dp are accepted, and which Envoy each of them runs.", openapi.Of(versions{})))
+		"Which versions of kuma-dp are accepted, and which Envoy each of them runs.", t.doc.Of(versions{})))
 	t.get("/status/zones", s.getZonesStatus, openapi.Read("getZonesStatus", "List the zones and their connections",
-		"What is not known is null.", openapi.Of([]zoneStatus{})))
+		"What is not known is null.", t.doc.Of([]zoneStatus{})))
 	t.get("/global-insights", s.getGlobalInsights, openapi.Read("getGlobalInsights", "Count the resources outside meshes",
-		"", openapi.Of(globalInsights{})))
+		"", t.doc.Of(globalInsights{})))
 }
 
 // index is the answer of "/". kumactl checks tagline and version.
@@ -140,22 +140,33 @@ func (s *Server) getPolicies(w http.ResponseWriter, r *http.Request) error {
 	return s.sendJSON(w, r, s.policies)
 }
 
-// versions is the answer of /versions: which Envoy each version of kuma-dp runs.
+// versions is the answer of /versions. Keys and values are ranges as in the reference: "~2.1.0" is every 2.1.
 type versions struct {
-	KumaDP map[string]envoyVersion `json:"kumaDp"`
+	KumaDP map[string]proxyEnvoy `json:"kumaDp" doc:"By a range of versions of kuma-dp that is accepted."`
 }
 
-type envoyVersion struct {
-	Envoy string `json:"envoy"`
+type proxyEnvoy struct {
+	Envoy string `json:"envoy" doc:"Range of versions of Envoy that it runs."`
 }
 
-func versionsBody(byProxy map[string]string) ([]byte, error) {
-	if byProxy == nil {
-		byProxy = map[string]string{"~1.7.0": "~1.22.0", "~1.8.0": "~1.22.0", "~2.0.0": "~1.22.0"}
+// versionsBody renders /versions: a range for each minor version of kuma-dp from the oldest accepted to the newest, all
+// of one major version. The reference's table ends at 2.0, which runs Envoy 1.22; later ones run what their release
+// brings, and never an older one.
+func versionsBody(oldest, newest string) ([]byte, error) {
+	var major, first, majorOfNewest, last int
+	if _, err := fmt.Sscanf(oldest+" "+newest, "%d.%d.0 %d.%d.", &major, &first, &majorOfNewest, &last); err != nil {
+		return nil, fmt.Errorf("accepted versions of kuma-dp %q to %q: %w", oldest, newest, err)
 	}
-	body := versions{make(map[string]envoyVersion, len(byProxy))}
-	for proxy, envoy := range byProxy {
-		body.KumaDP[proxy] = envoyVersion{envoy}
+	if major != majorOfNewest || first > last {
+		return nil, fmt.Errorf("accepted versions of kuma-dp %q to %q are no range of one major version", oldest, newest)
+	}
+	body := versions{make(map[string]proxyEnvoy, last-first+1)}
+	for minor := first; minor <= last; minor++ {
+		envoy := ">=1.22.0"
+		if major == 2 && minor == 0 {
+			envoy = "~1.22.0"
+		}
+		body.KumaDP[fmt.Sprintf("~%d.%d.0", major, minor)] = proxyEnvoy{envoy}
 	}
 	return marshal(body)
 }

@@ -85,18 +85,18 @@ func (s *Server) tokenRoutes(t table) {
 		h := s.issueToken(k)
 		for _, path := range k.paths {
 			for _, method := range [...]string{http.MethodPost, http.MethodPut} {
-				t.handle(method, path, h, openapi.IssueToken(method, path, k.kind.String(), k.schema()))
+				t.handle(method, path, h, openapi.IssueToken(method, path, k.kind.String(), k.schema(t.doc)))
 			}
 		}
 	}
 }
 
 // schema describes a request for a token of the kind.
-func (k *tokenKind) schema() *openapi.Schema {
+func (k *tokenKind) schema(doc *openapi.Document) *openapi.Schema {
 	object := &openapi.Schema{Type: openapi.Types{"object"}}
 	for _, f := range k.fields {
 		into := reflect.ValueOf(f.into(&tokenRequest{})).Elem()
-		member := openapi.Of(into.Interface())
+		member := doc.Of(into.Interface())
 		switch f.name {
 		case "validFor":
 			member.Description = "How long the token is valid, such as 720h. Ten years when nothing is said."
@@ -110,7 +110,7 @@ func (k *tokenKind) schema() *openapi.Schema {
 		}
 		object.Properties = append(object.Properties, openapi.Property{Name: f.name, Schema: member})
 	}
-	return object
+	return doc.Named("TokenRequest."+k.kind.String(), object)
 }
 
 // issueToken serves requests for a kind of token, and leaves one audit line for each, whatever the outcome.
