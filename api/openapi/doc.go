@@ -7,6 +7,8 @@
 //	model.go         the parts of an OpenAPI document, as far as they are used
 //	schema.go        schemas from protobuf messages, and from shapes
 //	resources.go     schemas of resources, lists and overviews
+//	reflect.go       schemas from Go types, for bodies that are no resources
+//	examples.go      a small body of each type
 //	operations.go    the operations on resources
 //	common.go        parameters, headers and answers that operations share
 //	document.go      the whole, in JSON and YAML
