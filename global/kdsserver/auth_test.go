@@ -6,7 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -107,5 +109,43 @@ func TestACallerMustProveToBeTheZoneItClaimsToBe(t *testing.T) {
 				t.Errorf("credential %+v", got)
 			}
 		})
+	}
+}
+
+// Between a look at the token and the stream that it opens, a revocation finds no stream to end.
+func TestATokenRevokedWhileItsStreamOpensEndsTheStream(t *testing.T) {
+	st, authority := authority(t)
+	table, err := zones.New(t.Context(), zones.Config{SubscriptionLimit: 1}, st, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Options{
+		Config: Config{Auth: Auth{Required: true}}, Store: st, Zones: table, Tokens: authority, Log: slog.New(slog.DiscardHandler),
+	})
+	raw, claims, err := authority.Issue(st.Snapshot(), tokens.Zone, tokens.Claims{Zone: "zone-1", Scope: []string{"cp"}}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := s.credential(metadata.MD{"authorization": {"Bearer " + raw}}, "zone-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello := zones.Hello{Zone: "zone-1", Credential: seen}
+	open := func() error {
+		_, stream, err := s.admit(t.Context(), zones.GlobalToZone, hello)
+		if err == nil {
+			stream.Close(nil)
+		}
+		return err
+	}
+	if err := open(); err != nil {
+		t.Fatalf("with a good token: %v", err)
+	}
+	putSecret(t, st, tokens.Revocations(tokens.Zone, ""), []byte(claims.ID))
+	if err := open(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("with a token revoked meanwhile: %v", err)
+	}
+	if live, _ := table.Live(st.Snapshot(), "zone-1"); live.Online {
+		t.Error("the zone is online")
 	}
 }

@@ -208,11 +208,24 @@ func (s *Server) open(ctx context.Context, kind zones.Kind, missing codes.Code) 
 	if hello.Created, err = s.ensureZone(ctx, hello.Zone); err != nil {
 		return nil, hello, nil, statusOf(err)
 	}
-	ctx, stream, err := s.o.Zones.Open(ctx, kind, hello)
+	streamCtx, stream, err := s.admit(ctx, kind, hello)
+	return streamCtx, hello, stream, err
+}
+
+// admit opens a stream for a caller whose token was good when it was looked at. A revocation since then found no stream
+// to end, so the token is looked at once more now that there is one: what comes later, watchTokens sees to.
+func (s *Server) admit(ctx context.Context, kind zones.Kind, hello zones.Hello) (context.Context, *zones.Stream, error) {
+	streamCtx, stream, err := s.o.Zones.Open(ctx, kind, hello)
 	if err != nil {
-		return nil, hello, nil, statusOf(err)
+		return nil, nil, statusOf(err)
 	}
-	return ctx, hello, stream, nil
+	if hello.Credential.Method == zones.AuthToken {
+		if _, err := s.verify(hello.Zone, string(hello.Credential.Token)); err != nil {
+			stream.Close(fmt.Errorf("%w: %w", zones.ErrTokenEnded, err))
+			return nil, nil, s.refuse(ctx, hello, err)
+		}
+	}
+	return streamCtx, stream, nil
 }
 
 func (s *Server) log(hello zones.Hello, dir kds.Direction) *slog.Logger {
