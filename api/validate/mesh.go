@@ -27,10 +27,16 @@ func mesh(r *report, at path, m *meshv1.Mesh) {
 	r.constraints(at.field("constraints.dataplaneProxy"), m.GetConstraints().GetDataplaneProxy())
 }
 
+// maxAuthorities bounds how many certificate authorities a mesh lists; a change of authority takes two. Keys are made
+// for the builtin ones, and the pairs of the others are read on the committer: a body holds enough of either to keep a
+// plane busy for minutes.
+const maxAuthorities = 16
+
 // mtls checks the certificate authorities. Several may be listed: all are trusted, the enabled one signs.
 func (r *report) mtls(at path, m *meshv1.Mesh_Mtls) {
 	names := newNames(r, false)
 	backends := at.field("backends")
+	r.check(len(m.GetBackends()) <= maxAuthorities, backends, fmt.Sprintf("must have at most %d elements", maxAuthorities))
 	for _, b := range m.GetBackends() {
 		names.known[b.GetName()] = false
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"strconv"
 	"strings"
@@ -147,7 +148,16 @@ func meshCases() []Case {
 	metrics := func(changes string) string {
 		return "metrics = {backends: [{name: a, type: prometheus}]}\n" + changes
 	}
+	listed := func(authorities int) string {
+		var list strings.Builder
+		for i := range authorities {
+			fmt.Fprintf(&list, "{name: a%d, type: builtin},", i)
+		}
+		return "mtls = {backends: [" + list.String() + "]}"
+	}
 	return []Case{
+		accept("Mesh mtls.backends", listed(16)).because(2),
+		refuse("Mesh mtls.backends", listed(17), "mtls.backends", "must have at most 16 elements").because(2),
 		accept("Mesh mtls.backends", builtin("mtls.enabledBackend = a\nmtls.backends[1] = {name: b, type: builtin}")).because(2),
 		refuse("Mesh mtls.backends[i].name", builtin("mtls.backends[1] = {name: a, type: builtin}"), "mtls.backends[1].name", used),
 		refuse("Mesh mtls.enabledBackend", builtin("mtls.enabledBackend = b"), "mtls.enabledBackend", noBackend),
