@@ -234,6 +234,18 @@ func TestADryRunAnswersLikeTheWriteAndStoresNothing(t *testing.T) {
 	dry(400, "PUT", "/meshes/none/timeouts/t?dryRun=true", bodyOf(t, lookup(t, "Timeout"), "none", "t"))
 }
 
+func TestADryDeletionNamesSecretsOnlyToThoseWhoMayListThem(t *testing.T) {
+	p := newPlane(t, resource.Global)
+	p.want(201, "PUT", "/meshes/demo", demoMesh)
+	const secret = "dataplane-token-signing-key-demo-1"
+	for who, want := range map[string]bool{"X: an administrator": true, remote: false} {
+		a := p.want(200, "DELETE", "/meshes/demo?dryRun=true", "", who)
+		if !strings.Contains(a.Body, "Timeout") || strings.Contains(a.Body, secret) != want {
+			t.Errorf("%s: %s", who, a.Body)
+		}
+	}
+}
+
 func TestABadValueOfDryRunIsNamed(t *testing.T) {
 	p := newPlane(t, resource.Global)
 	for _, method := range []string{"PUT", "DELETE"} {

@@ -303,7 +303,8 @@ type resourceKey struct {
 	Name string `json:"name"`
 }
 
-// wouldGo answers a DELETE that is only tried: with all that would be deleted, as a list, what was named first.
+// wouldGo answers a DELETE that is only tried: with all that would be deleted, as a list, what was named first. Secrets go
+// with their mesh whoever deletes it, but only those who may list them are told their names.
 func (e endpoint) wouldGo(p plan, a *audit) (written, error) {
 	list := struct {
 		Total int           `json:"total"`
@@ -311,9 +312,11 @@ func (e endpoint) wouldGo(p plan, a *audit) (written, error) {
 		Next  *string       `json:"next"` // always null: it is all of them
 	}{Items: []resourceKey{}}
 	for _, op := range p.ops {
-		if _, ok := resource.Lookup(resource.Type(op.Key.Type)); ok && op.Record == nil { // not what is kept about synchronisation
-			list.Items = append(list.Items, resourceKey{op.Key.Type, op.Key.Mesh, op.Key.Name})
+		d, ok := resource.Lookup(resource.Type(op.Key.Type))
+		if !ok || op.Record != nil || e.allow(a.user, d) != nil { // the first: what is kept about synchronisation
+			continue
 		}
+		list.Items = append(list.Items, resourceKey{op.Key.Type, op.Key.Mesh, op.Key.Name})
 	}
 	list.Total = len(list.Items)
 	body, err := marshal(list)
