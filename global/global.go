@@ -58,13 +58,13 @@ type Global struct {
 
 // New opens the store, makes what a new global needs, and binds the listeners. The caller closes what it returns,
 // after Run if that was called.
-func New(ctx context.Context, cfg Config, log *slog.Logger) (g *Global, err error) {
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err error) {
 	if cfg.General.InstanceID == "" {
 		cfg.General.InstanceID = instance.NewID()
 	}
 	log = log.With("instance", cfg.General.InstanceID)
-	g = &Global{cfg: cfg, log: log}
-	defer func() {
+	g := &Global{cfg: cfg, log: log}
+	defer func() { // what is returned is nil by then: the named result could not be closed
 		if err != nil {
 			g.release()
 		}

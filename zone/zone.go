@@ -45,13 +45,13 @@ type Zone struct {
 
 // New opens the store and binds the listeners; it does not need the global. The caller closes what it returns, after
 // Run if that was called.
-func New(ctx context.Context, cfg Config, log *slog.Logger) (z *Zone, err error) {
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error) {
 	if cfg.General.InstanceID == "" {
 		cfg.General.InstanceID = instance.NewID()
 	}
 	log = log.With("instance", cfg.General.InstanceID, "zone", cfg.Multizone.Zone.Name)
-	z = &Zone{cfg: cfg, log: log}
-	defer func() {
+	z := &Zone{cfg: cfg, log: log}
+	defer func() { // what is returned is nil by then: the named result could not be closed
 		if err != nil {
 			z.release()
 		}
