@@ -57,6 +57,14 @@ func (w MeshWrite) Ops(v View, m Material) ([]store.Op, []Need, error) {
 }
 
 func (b *batch) mesh(w MeshWrite) {
+	if key := tokens.SigningKey(tokens.Dataplane, w.Name, 1); w.Key && len(key.Name) > resource.MaxName {
+		// The longest name of what comes with a mesh. A plane would hold what no import takes back.
+		b.fail(&codec.Error{Violations: []codec.Violation{{
+			Field: "name", Message: fmt.Sprintf("cannot be longer than %d characters: names of what comes with a mesh are longer than its own",
+				resource.MaxName-(len(key.Name)-len(w.Name))),
+		}}})
+		return
+	}
 	if w.Policies {
 		for _, p := range policies() {
 			b.put(store.Key{Type: string(p.typ), Mesh: w.Name, Name: p.prefix + w.Name}, p.spec)

@@ -33,7 +33,7 @@ func HashedName(mesh, displayName string, labels map[string]string) string {
 	binary.BigEndian.PutUint64(sum[:], h.Sum64())
 	digits := hex.EncodeToString(sum[:])
 
-	name := make([]byte, 0, maxName)
+	name := make([]byte, 0, MaxName)
 	name = append(name, displayName[:min(len(displayName), maxHashedStem)]...)
 	name = append(name, '-')
 	for i := range len(digits) {

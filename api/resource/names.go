@@ -2,12 +2,11 @@ package resource
 
 import "errors"
 
-// maxName and maxLabel bound the length of names, in bytes. The first is what Kuma's store holds, the second is a DNS
-// label (RFC 1035).
-const (
-	maxName  = 253
-	maxLabel = 63
-)
+// MaxName bounds the length of names, in bytes. It is what Kuma's store holds.
+const MaxName = 253
+
+// maxLabel is the length of a DNS label (RFC 1035).
+const maxLabel = 63
 
 // What can be wrong with a name. The texts complete a sentence that begins with the field.
 var (
@@ -28,7 +27,7 @@ func CheckName(name string) error {
 			return ErrNameCharacters
 		}
 	}
-	if len(name) > maxName {
+	if len(name) > MaxName {
 		return ErrNameLength
 	}
 	return nil

@@ -51,8 +51,12 @@ func (s *Server) export(w http.ResponseWriter, r *http.Request) error {
 	if !accepts(r, mediaYAML) && !accepts(r, "text/yaml") {
 		return errUnacceptedYAML
 	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return invalidQuery(titleExport, "", "the query cannot be read: "+err.Error())
+	}
 	snap := s.store.Snapshot()
-	records, err := s.exported(snap, r.URL.Query())
+	records, err := s.exported(snap, query)
 	if err != nil {
 		return err
 	}
@@ -85,6 +89,11 @@ func (s *Server) export(w http.ResponseWriter, r *http.Request) error {
 
 // exported yields the resources that an export's query asks for.
 func (s *Server) exported(snap *store.Snapshot, query url.Values) (iter.Seq2[*resource.Descriptor, *store.Record], error) {
+	for _, name := range [...]string{"mesh", "type"} {
+		if len(query[name]) > 1 { // a backup must not hold less than was asked for
+			return nil, invalidQuery(titleExport, name, "is given more than once")
+		}
+	}
 	only, mesh := resource.Type(query.Get("type")), query.Get("mesh")
 	if only != "" {
 		if d, ok := resource.Lookup(only); !ok || !s.transferable(d) {

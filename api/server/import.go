@@ -121,9 +121,17 @@ func (s *Server) doImport(w http.ResponseWriter, r *http.Request) (importAnswer,
 	if !acceptsJSON(r) {
 		return importAnswer{}, errUnaccepted
 	}
-	opts, err := writeOptionsOf(r)
+	opts, err := writeOptionsOf(r, "wait")
 	if err != nil {
 		return importAnswer{}, err
+	}
+	if pre, err := preconditionsOf(r); err != nil {
+		return importAnswer{}, err
+	} else if pre.set() {
+		return importAnswer{}, &problem{
+			status: http.StatusBadRequest, Title: titleProcess, Details: "Invalid header",
+			Causes: []cause{{"If-Match", "conditions are for one resource, not for an import"}},
+		}
 	}
 	select {
 	case s.importing <- struct{}{}:
@@ -556,11 +564,17 @@ func (c *importCauses) add(it *imported, causes ...cause) {
 		if one.Field != "" {
 			field += "." + strings.TrimPrefix(one.Field, ".")
 		}
-		where := it.draft.key.String()
-		if it.line > 0 {
-			where += fmt.Sprintf(", line %d", it.line)
+		var where []string
+		if it.draft.key != (store.Key{}) {
+			where = append(where, it.draft.key.String())
 		}
-		c.list = append(c.list, cause{field, fmt.Sprintf("%s (%s)", one.Message, where)})
+		if it.line > 0 {
+			where = append(where, fmt.Sprintf("line %d", it.line))
+		}
+		if len(where) > 0 {
+			one.Message += " (" + strings.Join(where, ", ") + ")"
+		}
+		c.list = append(c.list, cause{field, one.Message})
 	}
 }
 

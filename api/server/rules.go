@@ -194,12 +194,13 @@ func (e endpoint) secretUnused(head *store.Snapshot, key store.Key) error {
 }
 
 // authorityOf returns the backend in the name of a secret that holds the pair of a builtin CA, which begins with the
-// mesh and a dot; otherwise the name. So a client may bring back what a plane once made.
+// mesh and a dot; otherwise the name. So a client may bring back what a plane once made. The dots that a backend may
+// have in its name, unlike a resource, are shown as dashes.
 func authorityOf(secret store.Key) string {
 	cert, key := defaults.BuiltinSecrets(secret.Mesh, "")
 	for _, prefix := range [...]string{cert, key} {
 		if backend, ok := strings.CutPrefix(secret.Name, prefix); ok {
-			return backend
+			return strings.ReplaceAll(backend, ".", "-")
 		}
 	}
 	return secret.Name

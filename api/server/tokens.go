@@ -165,7 +165,7 @@ func (k *tokenKind) read(w http.ResponseWriter, r *http.Request) (tokenRequest, 
 	if err != nil {
 		return req, 0, err
 	}
-	opts, err := writeOptionsOf(r)
+	opts, err := writeOptionsOf(r, "dryRun", "wait")
 	if err != nil {
 		return req, 0, err
 	}

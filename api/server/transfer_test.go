@@ -132,6 +132,9 @@ func TestAnExportIsRefused(t *testing.T) {
 		{"of an unknown type", "/export?type=Nope", nil, 400, "is no type of resources that this control plane exports"},
 		{"of a type that others write", "/export?type=Dataplane", nil, 400, "is no type of resources that this control plane exports"},
 		{"of an unknown mesh", "/export?mesh=nope", nil, 400, "mesh of name nope is not found"},
+		{"of two types", "/export?type=Mesh&type=Zone", nil, 400, "is given more than once"},
+		{"of two meshes", "/export?mesh=demo&mesh=other", nil, 400, "is given more than once"},
+		{"with a query that cannot be read", "/export?mesh=demo;type=Mesh", nil, 400, "the query cannot be read"},
 		{"by POST", "/export", nil, 405, "Not Allowed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -185,6 +188,32 @@ func TestARestoredPlaneIsTheSame(t *testing.T) {
 				t.Errorf("the second import answered %+v at revision %d", again, before)
 			}
 		})
+	}
+}
+
+// A name that may be created may be restored, with the names that are made from it.
+func TestThePlaneHoldsNothingThatItsOwnExportCannotRestore(t *testing.T) {
+	const longest = 223
+	for name, mesh := range map[string]string{
+		"the longest name of a mesh":          `{"type":"Mesh","name":"` + strings.Repeat("m", longest) + `"}`,
+		"dots in the name of a CA":            `{"type":"Mesh","name":"m","mtls":{"enabledBackend":"ca.1","backends":[{"name":"ca.1","type":"builtin"}]}}`,
+		"long names of a mesh and of its CAs": `{"type":"Mesh","name":"` + strings.Repeat("m", 120) + `","mtls":{"backends":[{"name":"` + strings.Repeat("ca.", 40) + `1","type":"builtin"}]}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, fresh := newPlane(t, resource.Global), newPlane(t, resource.Global)
+			p.want(http.StatusCreated, http.MethodPut, "/meshes/"+object(t, mesh)["name"].(string), mesh)
+			backup := p.exportOf("")
+			fresh.imports("", backup)
+			if d := cmp.Diff(backup, fresh.exportOf("")); d != "" {
+				t.Errorf("the restored plane differs: %s", d)
+			}
+		})
+	}
+	p := newPlane(t, resource.Global)
+	tooLong := strings.Repeat("m", longest+1)
+	a := p.want(http.StatusBadRequest, http.MethodPut, "/meshes/"+tooLong, `{"type":"Mesh","name":"`+tooLong+`"}`)
+	if !strings.Contains(a.Body, `"field": "name"`) || !strings.Contains(a.Body, "cannot be longer than 223 characters") {
+		t.Errorf("a mesh with a longer name: %s", a.Body)
 	}
 }
 
@@ -389,13 +418,13 @@ name: z
 	want := []cause{
 		{"documents[0].name", "must be defined (Mesh/, line 1)"},
 		{"documents[1].type", `is not known: "Nope" (Nope/a, line 3)`},
-		{"documents[2]", "must be an object, got an array (/, line 6)"},
+		{"documents[2]", "must be an object, got an array (line 6)"},
 		{"documents[3].type", "resources of type Dataplane cannot be written on this global control plane (Dataplane/demo/web, line 8)"},
 		{"documents[4].type", "resources of type MeshInsight cannot be written on this global control plane (MeshInsight/demo, line 12)"},
 		{"documents[5].type", "resources of type Config cannot be written on this global control plane (Config/kuma-cluster-id, line 15)"},
 		{"documents[6].sources", "must be an array, got a number (Retry/r, line 19)"},
 		{"documents[7].mesh", "must be defined (Secret/s, line 23)"},
-		{"documents[8]", "malformed YAML: line 2: did not find expected node content (/, line 25)"},
+		{"documents[8]", "malformed YAML: line 2: did not find expected node content (line 25)"},
 		{"documents[10].name", "is given twice, first in documents[9] (Zone/z, line 30)"},
 	}
 	for _, query := range []string{"", "?dryRun=true"} {
@@ -446,6 +475,7 @@ func TestAnImportIsRefused(t *testing.T) {
 		{"without resources", p, "# nothing\n", []string{fromYAML}, 400, "the body holds no resource"},
 		{"with half a list", p, `{"items":[{}`, []string{"Content-Type: application/json"}, 400, "malformed JSON"},
 		{"with a resource that is too large", p, meshDemo + "x: " + unknown, []string{fromYAML}, 400, "a document that begins at line 1 is larger than 1024 bytes"},
+		{"with a condition", p, meshDemo, []string{fromYAML, `If-Match: "x"`}, 400, "conditions are for one resource"},
 		{"with a body that is too large", p, strings.Repeat(meshDemo+"#"+unknown[:900]+"\n", 5), []string{fromYAML}, 413, "larger than 4096 bytes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

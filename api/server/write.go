@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/meridian-mesh/meridian/api/codec"
@@ -420,20 +423,43 @@ type writeOptions struct {
 	dryRun bool // everything but storing it
 }
 
-func writeOptionsOf(r *http.Request) (writeOptions, error) {
+// writeOptionsOf reads the query of a write. unavailable are the options that this kind of write does not have.
+//
+// It is exact where reads are lenient: an option that was meant and is passed over makes another write than the one that
+// was asked for, a real one instead of a dry run.
+func writeOptionsOf(r *http.Request, unavailable ...string) (writeOptions, error) {
 	var o writeOptions
-	query := r.URL.Query()
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return o, invalidQuery(titleProcess, "", "the query cannot be read: "+err.Error())
+	}
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		for _, option := range [...]string{"dryRun", "strict", "wait"} {
+			switch {
+			case !strings.EqualFold(withoutDashes.Replace(name), option):
+			case name != option:
+				return o, invalidQuery(titleProcess, name, "is not known, but "+option+" is")
+			case slices.Contains(unavailable, option):
+				return o, invalidQuery(titleProcess, name, "is not available for this request")
+			case len(query[name]) > 1:
+				return o, invalidQuery(titleProcess, name, "is given more than once")
+			case query[name][0] == "" && option != "wait":
+				return o, invalidQuery(titleProcess, name, "must be either true or false")
+			}
+		}
+	}
 	for _, flag := range []struct {
 		name string
 		on   *bool
 	}{{"strict", &o.strict}, {"dryRun", &o.dryRun}} {
-		var err error
 		if *flag.on, err = boolQuery(query, flag.name, titleProcess); err != nil {
 			return o, err
 		}
 	}
 	return o, nil
 }
+
+var withoutDashes = strings.NewReplacer("-", "", "_", "")
 
 // boolQuery reads a parameter that is true or false, false when it is absent or empty.
 func boolQuery(query url.Values, name, title string) (bool, error) {

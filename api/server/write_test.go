@@ -233,6 +233,42 @@ func TestUnknownFieldsAreAcceptedWithAWarning(t *testing.T) {
 	}
 }
 
+func TestAnOptionOfAWriteIsNeverPassedOver(t *testing.T) {
+	p := withMesh(t, resource.Global)
+	before := p.store.Snapshot().Revision()
+	for query, message := range map[string]string{
+		"dryRun":                    "must be either true or false",
+		"dryRun=":                   "must be either true or false",
+		"dryRun=yes":                "must be either true or false",
+		"dryrun=true":               "is not known, but dryRun is",
+		"dry-run=true":              "is not known, but dryRun is",
+		"dry_run=server":            "is not known, but dryRun is",
+		"Strict=true":               "is not known, but strict is",
+		"WAIT=1s":                   "is not known, but wait is",
+		"dryRun=false&dryRun=true":  "is given more than once",
+		"dryRun=true;strict=true":   "the query cannot be read",
+		"dryRun=true%zz":            "the query cannot be read",
+		"strict=false&dryRun=true;": "the query cannot be read",
+	} {
+		for _, req := range [...]struct{ method, target, body string }{
+			{http.MethodPut, "/meshes/new", `{"type":"Mesh","name":"new"}`},
+			{http.MethodDelete, "/meshes/demo", ""},
+			{http.MethodPost, "/import", `{"type":"Mesh","name":"new"}`},
+		} {
+			a := p.want(http.StatusBadRequest, req.method, req.target+"?"+query, req.body)
+			if !strings.Contains(a.Body, message) {
+				t.Errorf("%s %s: %s", req.method, query, a.Body)
+			}
+		}
+	}
+	p.want(http.StatusBadRequest, http.MethodPost, "/tokens/user?dryRun=true", `{"name":"x","validFor":"1h"}`)
+	p.want(http.StatusBadRequest, http.MethodPost, "/import?wait=1s", `{"type":"Mesh","name":"new"}`)
+	if after := p.store.Snapshot().Revision(); after != before {
+		t.Errorf("revision %d became %d", before, after)
+	}
+	p.want(http.StatusCreated, http.MethodPut, "/meshes/new?of=a+client&another", `{"type":"Mesh","name":"new"}`)
+}
+
 func TestAPutThatChangesNothingCommitsNothing(t *testing.T) {
 	p := withMesh(t, resource.Global)
 	const path = "/meshes/demo/retries/web"
