@@ -83,7 +83,7 @@ func orderFlags(o *order, dataDir string, out io.Writer) *flag.FlagSet {
 	fs.StringVar(&o.url, "url", "", "`address` of the API of a running global, e.g. https://global:5682")
 	fs.StringVar(&o.caFile, "ca-file", "", "PEM `file` of the authorities the API's certificate may come from, such as trust/api-ca.crt in the global's data directory (default: the system's)")
 	fs.StringVar(&o.adminTokenFile, "admin-token-file", "", "`file` with an administrator's token (default: "+global.AdminTokenFile+" in the data directory)")
-	fs.DurationVar(&o.wait, "wait", 0, "how long to try again while the global does not answer")
+	fs.DurationVar(&o.wait, "wait", 0, "how long to try again while the global is not there or does not answer, as when it is just starting")
 	return fs
 }
 
@@ -110,21 +110,14 @@ func parseOrder(args []string, dataDir string) (order, error) {
 	return o, nil
 }
 
-// mint makes the token: from the store while nobody has it open, else by asking the global that has.
+// mint makes the token, and tries again for as long as the order says.
 func (o order) mint(ctx context.Context, cfg global.Config) (string, error) {
-	if o.url == "" {
-		raw, err := o.fromStore(ctx, cfg.Store)
-		if !errors.Is(err, bolt.ErrLocked) {
-			return raw, err
-		}
-		o.url = fmt.Sprintf("http://localhost:%d", cfg.API.HTTPPort)
-	}
 	ctx, cancel := context.WithTimeout(ctx, max(o.wait, 5*time.Second))
 	defer cancel()
 	retry := time.NewTicker(250 * time.Millisecond)
 	defer retry.Stop()
 	for {
-		raw, err := o.ask(ctx)
+		raw, err := o.mintOnce(ctx, cfg)
 		if err == nil || o.wait == 0 {
 			return raw, err
 		}
@@ -134,6 +127,18 @@ func (o order) mint(ctx context.Context, cfg global.Config) (string, error) {
 		case <-retry.C:
 		}
 	}
+}
+
+// mintOnce makes the token from the store while nobody has it open, else by asking the global that has.
+func (o order) mintOnce(ctx context.Context, cfg global.Config) (string, error) {
+	if o.url == "" {
+		raw, err := o.fromStore(ctx, cfg.Store)
+		if !errors.Is(err, bolt.ErrLocked) {
+			return raw, err
+		}
+		o.url = fmt.Sprintf("http://localhost:%d", cfg.API.HTTPPort)
+	}
+	return o.ask(ctx)
 }
 
 func (o order) fromStore(ctx context.Context, c storage.Config) (_ string, err error) {

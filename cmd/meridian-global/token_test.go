@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -105,6 +106,27 @@ func TestARunningGlobalIsAskedWithTheTokenOfItsDataDirectory(t *testing.T) {
 	}
 	if asked["zone"] != "zone-1" || asked["validFor"] != "87600h0m0s" {
 		t.Errorf("asked for %v", asked)
+	}
+}
+
+func TestTryingAgainLooksWhetherAGlobalRuns(t *testing.T) {
+	dir, st := dataDir(t)
+	// The one who has the store does not answer, and lets go of it.
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+		http.Error(w, "stopping", http.StatusServiceUnavailable)
+	}))
+	defer api.Close()
+	_, port, err := net.SplitHostPort(api.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	env := []string{"MERIDIAN_DATA_DIR=" + dir, "MERIDIAN_API_HTTP_PORT=" + port}
+	if code := tokenCommand(t.Context(), []string{"zone", "--name", "zone-1", "--wait", "10s"}, env, &stdout, &stderr); code != 0 || stdout.Len() == 0 {
+		t.Errorf("exit code %d: %s", code, stderr.String())
 	}
 }
 
