@@ -114,3 +114,24 @@ func TestTheFiltersOfDataplaneOverviewsAddUp(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+func TestATagFilterFindsDataplanesThatNameTheirServiceTheOldWay(t *testing.T) {
+	p := withMesh(t, resource.Global)
+	for name, tags := range map[string]map[string]string{
+		"new": {"kuma.io/service": "web"}, "old": {"service": "web"}, "other": {"service": "db"}, "none": {"version": "1"},
+	} {
+		p.seed(record(t, resource.Dataplane, "demo", name, "", &meshv1.Dataplane{Networking: &meshv1.Dataplane_Networking{
+			Inbound: []*meshv1.Dataplane_Networking_Inbound{{Tags: tags}},
+		}}))
+	}
+	for query, want := range map[string][]string{
+		"tag=kuma.io/service:web": {"demo/new", "demo/old"},
+		"tag=kuma.io/service:*":   {"demo/new", "demo/old", "demo/other"},
+		"tag=service:web":         {"demo/old"},
+	} {
+		got := names(t, p.want(http.StatusOK, http.MethodGet, "/dataplanes+insights?"+query, "").Body)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", query, diff)
+		}
+	}
+}

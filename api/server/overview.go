@@ -10,6 +10,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	proxies "github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
@@ -267,7 +268,12 @@ func (f dataplaneFilter) matches(dp *meshv1.Dataplane) bool {
 
 func (f dataplaneFilter) carriedBy(tags map[string]string) bool {
 	for _, kv := range f.tags {
-		if v, ok := tags[kv[0]]; !ok || (kv[1] != "*" && kv[1] != v) {
+		v, ok := tags[kv[0]]
+		if !ok && kv[0] == proxies.ServiceTag { // the oldest dataplanes name their service otherwise
+			v = proxies.Service(tags)
+			ok = v != ""
+		}
+		if !ok || (kv[1] != "*" && kv[1] != v) {
 			return false
 		}
 	}
