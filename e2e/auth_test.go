@@ -214,4 +214,21 @@ func TestTheAdministratorsTokenLiesInTheDataDirectory(t *testing.T) {
 			t.Errorf("with authorization %t: %s, want %d", authorization != "", resp.Status, want)
 		}
 	}
+
+	// The file follows the secret.
+	s.Global.Must(http.MethodPut, "/global-secrets/admin-user-token", `{"type":"GlobalSecret","name":"admin-user-token","data":"bmV3"}`, 200)
+	s.Global.eventually(2*time.Second, "written the new token", func() error {
+		raw, err := os.ReadFile(filepath.Join(s.Global.Dir, "admin-user-token"))
+		if err == nil && string(raw) != "new\n" {
+			err = fmt.Errorf("it holds %q", raw)
+		}
+		return err
+	})
+	s.Global.Must(http.MethodDelete, "/global-secrets/admin-user-token", "", 200)
+	s.Global.eventually(2*time.Second, "removed the token", func() error {
+		if _, err := os.Stat(filepath.Join(s.Global.Dir, "admin-user-token")); !os.IsNotExist(err) {
+			return fmt.Errorf("it is there: %w", err)
+		}
+		return nil
+	})
 }

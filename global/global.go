@@ -54,6 +54,8 @@ type Global struct {
 	api         *server.Server
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
+	// startRevision is the state that the administrator's token was written from.
+	startRevision store.Revision
 }
 
 // New opens the store, makes what a new global needs, and binds the listeners. The caller closes what it returns,
@@ -85,9 +87,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	log.InfoContext(ctx, "cluster", "id", clusterID)
-	if err := shareAdminToken(g.store.Snapshot(), cfg.General.DataDir); err != nil {
+	started := g.store.Snapshot()
+	if err := shareAdminToken(started, cfg.General.DataDir); err != nil {
 		return nil, err
 	}
+	g.startRevision = started.Revision()
 	k := cfg.Multizone.Global.KDS
 	g.zones, err = zones.New(ctx, zones.Config{
 		InstanceID: cfg.General.InstanceID, HealthTimeout: k.HealthCheckTimeout,
@@ -203,7 +207,8 @@ func (g *Global) Run(ctx context.Context) error {
 		"revision", g.store.Snapshot().Revision(), "version", version.Get().Version)
 	return component.Run(ctx,
 		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
-		component.Component{Name: "validation", Run: g.validate},   // of what is stored; once
+		component.Component{Name: "validation", Run: g.validate}, // of what is stored; once
+		component.Component{Name: "admin token", Run: g.keepAdminToken},
 		component.Component{Name: "zones", Run: g.zones.Run},       // sessions and insights
 		component.Component{Name: "insights", Run: g.insights.Run}, // of meshes and services
 		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},

@@ -144,7 +144,7 @@ func (s *Server) cors(next http.Handler) http.Handler {
 			return
 		}
 		h.Set("Access-Control-Allow-Origin", origin)
-		h.Set("Access-Control-Expose-Headers", "Access-Control-Allow-Origin, ETag, Meridian-Dry-Run, Warning, X-Request-Id")
+		h.Set("Access-Control-Expose-Headers", "Access-Control-Allow-Origin, Allow, ETag, Meridian-Dry-Run, Meridian-Revision, Retry-After, Warning, X-Request-Id")
 		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
 			h.Set("Access-Control-Allow-Methods", "PUT,DELETE,GET,POST")
 			if asked := r.Header.Get("Access-Control-Request-Headers"); asked != "" {
