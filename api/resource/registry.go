@@ -3,6 +3,9 @@
 package resource
 
 import (
+	"slices"
+	"strings"
+
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -69,6 +72,9 @@ type Descriptor struct {
 	// Flow and Writable: who sends it to whom, and on which planes the HTTP API may write it.
 	Flow     Flow
 	Writable Plane
+	// OwnOfZones are the beginnings of the names that a zone writes itself although the type is the global's: what every
+	// plane has of its own, such as the keys of its users' tokens.
+	OwnOfZones []string
 	// Policy: listed in /policies. Inspect: has /{name}/dataplanes. AdminOnly: even reading needs admin rights.
 	Policy, Inspect, AdminOnly, Experimental bool
 	// InsightOf names the type that a record of this type reports on; it has the same name, and goes when that goes.
@@ -89,6 +95,16 @@ func (d *Descriptor) Message() protoreflect.MessageDescriptor {
 		return nil
 	}
 	return d.Spec.ProtoReflect().Descriptor()
+}
+
+// WritableOn reports whether the HTTP API of a plane may write the resource of a name, or with "" any of the type.
+func (d *Descriptor) WritableOn(p Plane, name string) bool {
+	if d.Writable&p != 0 {
+		return true
+	}
+	return p == Zone && slices.ContainsFunc(d.OwnOfZones, func(own string) bool {
+		return name == "" || strings.HasPrefix(name, own)
+	})
 }
 
 // Names that several packages branch on.
@@ -129,7 +145,8 @@ func experimental(d *Descriptor) { d.Inspect, d.Experimental = false, true }
 var table = []Descriptor{
 	{Name: Config, Scope: ScopeGlobal, Singular: "Config", Plural: "Configs", Spec: (*systemv1.Config)(nil), Flow: FlowToZones, PlainOnWire: true},
 	{Name: Mesh, Scope: ScopeGlobal, Path: "meshes", Singular: "Mesh", Plural: "Meshes", Spec: (*meshv1.Mesh)(nil), Flow: FlowToZones, Writable: Global, PlainOnWire: true},
-	{Name: GlobalSecret, Scope: ScopeGlobal, Path: "global-secrets", Spec: (*systemv1.Secret)(nil), Flow: FlowToZones, Writable: Global, AdminOnly: true, PlainOnWire: true},
+	{Name: GlobalSecret, Scope: ScopeGlobal, Path: "global-secrets", Spec: (*systemv1.Secret)(nil), Flow: FlowToZones, Writable: Global, AdminOnly: true, PlainOnWire: true,
+		OwnOfZones: []string{"user-token-signing-key", "user-token-revocations", "admin-user-token", "envoy-admin-ca"}},
 	{Name: Secret, Scope: ScopeMesh, Path: "secrets", Singular: "Secret", Plural: "Secrets", Spec: (*systemv1.Secret)(nil), Flow: FlowToZones, Writable: Global, AdminOnly: true, PlainOnWire: true},
 
 	policy("CircuitBreaker", "circuit-breakers", "Circuit Breaker", "Circuit Breakers", (*meshv1.CircuitBreaker)(nil)),

@@ -38,7 +38,7 @@ func (s *Server) transferRoutes(t table) {
 // transferable reports whether resources of a type are exported and imported: those that clients write on this plane.
 // The rest is made by the planes themselves, is derived from what is exported, or is a copy of what another plane owns.
 func (s *Server) transferable(d *resource.Descriptor) bool {
-	return d.Path != "" && d.Writable&s.plane != 0
+	return d.Path != "" && d.WritableOn(s.plane, "")
 }
 
 // export serves GET /export: everything that this plane owns, secrets included, as a YAML stream that POST /import

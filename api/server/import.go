@@ -338,6 +338,9 @@ func (s *Server) decodePart(part codec.Part, mediaType string, now time.Time) (i
 	switch {
 	case !s.transferable(d):
 		it.causes = []cause{{"type", fmt.Sprintf("resources of type %s cannot be written on this %s control plane", d.Name, s.plane)}}
+	case doc.Name != "" && !d.WritableOn(s.plane, doc.Name):
+		it.causes = append(it.causes, cause{"name", fmt.Sprintf("of type %s, this %s control plane writes only what it has of its own: %s",
+			d.Name, s.plane, strings.Join(d.OwnOfZones, ", "))})
 	case doc.Name == "" && len(it.causes) == 0:
 		it.causes = append(it.causes, cause{"name", "must be defined"})
 	}

@@ -77,7 +77,7 @@ func (s *Server) routes() (http.Handler, *openapi.Document) {
 			item = "/meshes/{mesh}/" + d.Path + "/{name}"
 		}
 		t.get(item, one, doc.Get(d))
-		writable := e.readOnly() == nil
+		writable := e.readOnly("") == nil
 		t.handle(http.MethodPut, item, e.write("put", e.put), doc.Put(d, writable))
 		t.handle(http.MethodDelete, item, e.write("delete", e.delete), doc.Delete(d, writable))
 	}
@@ -212,10 +212,10 @@ func bodyMediaType(r *http.Request) (string, error) {
 	}
 }
 
-// readOnly says why resources of this type cannot be written on this plane, nil when they can. The sentence is made
-// for people: kumactl prints it as the error.
-func (e endpoint) readOnly() error {
-	if !e.opts.ReadOnly && e.d.Writable&e.plane != 0 {
+// readOnly says why the resource of a name cannot be written on this plane, or with "" none of the type; nil when it can.
+// The sentence is made for people: kumactl prints it as the error.
+func (e endpoint) readOnly(name string) error {
+	if !e.opts.ReadOnly && e.d.WritableOn(e.plane, name) {
 		return nil
 	}
 	text := "Operation not allowed. On a global control plane, resources that belong to data plane proxies and insights " +
@@ -223,6 +223,10 @@ func (e endpoint) readOnly() error {
 	if e.plane == resource.Zone {
 		text = "Operation not allowed. On a zone control plane, only dataplane, zone ingress and zone egress resources " +
 			"can be modified with kumactl apply or the HTTP API. Use the global control plane for all others.\n"
+		if len(e.d.OwnOfZones) > 0 {
+			text = "Operation not allowed. A zone control plane writes only those of its own: " +
+				strings.Join(e.d.OwnOfZones, ", ") + ". Use the global control plane for all others.\n"
+		}
 	}
 	if e.opts.ReadOnly {
 		text = fmt.Sprintf("Operation not allowed. The API of this %s control plane is read-only.\n", e.plane)

@@ -124,7 +124,7 @@ func (s *Server) policiesBody() ([]byte, error) {
 		}
 		list = append(list, policy{
 			Name:                string(d.Name),
-			ReadOnly:            endpoint{s, d}.readOnly() != nil,
+			ReadOnly:            endpoint{s, d}.readOnly("") != nil,
 			Path:                d.Path,
 			DisplayName:         d.Plural,
 			SingularDisplayName: d.Singular,

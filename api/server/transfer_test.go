@@ -167,13 +167,17 @@ func TestARestoredPlaneIsTheSame(t *testing.T) {
 					continue
 				}
 				types++
-				body := object(t, bodyOf(t, d, "demo", "demo"))
+				name := "demo"
+				if !d.WritableOn(pl, name) {
+					name = "user-token-revocations" // one that a zone has of its own
+				}
+				body := object(t, bodyOf(t, d, "demo", name))
 				body["labels"] = map[string]string{"note": "kept: 100%"}
 				text, err := json.Marshal(body)
 				if err != nil {
 					t.Fatal(err)
 				}
-				p.want(http.StatusCreated, http.MethodPut, itemPath(d, "demo", "demo"), string(text))
+				p.want(http.StatusCreated, http.MethodPut, itemPath(d, "demo", name), string(text))
 			}
 			backup := p.exportOf("")
 			got := fresh.imports("", backup)
@@ -676,4 +680,23 @@ func TestABatchViewIsTheStateAfterwards(t *testing.T) {
 	if slices.Collect(maps.Keys(newBatchView(newPlane(t, resource.Global).store.Snapshot(), nil).records)) != nil {
 		t.Error("an empty import has records")
 	}
+}
+
+// A zone signs the tokens of its own users, so it must be where they are revoked and where their keys are replaced.
+func TestAZoneWritesTheSecretsItHasOfItsOwn(t *testing.T) {
+	p := newPlane(t, resource.Zone)
+	body := func(name string) string { return `{"type":"GlobalSecret","name":"` + name + `","data":"eA=="}` }
+	for name, want := range map[string]int{
+		"user-token-revocations": 201, "user-token-signing-key-2": 201, "admin-user-token": 201,
+		"zone-token-revocations": 405, "zone-token-signing-key-1": 405, "other": 405,
+	} {
+		p.want(want, http.MethodPut, "/global-secrets/"+name, body(name))
+		from := p.do(http.MethodPut, "/global-secrets/"+name, body(name), "Remote: 10.0.0.9:1")
+		if wrong := from.Status != 403 && from.Status != 405; wrong {
+			t.Errorf("%s written by anybody: %d", name, from.Status)
+		}
+	}
+	p.want(200, http.MethodDelete, "/global-secrets/user-token-signing-key-2", "")
+	p.want(400, http.MethodPost, "/import", body("other"))
+	p.want(200, http.MethodPost, "/import", body("user-token-signing-key-3"))
 }

@@ -125,7 +125,7 @@ func failure(status int) string {
 // decided by a plan: once on the snapshot, which keeps hopeless requests off the committer, and again inside the
 // update, where nothing can change any more.
 func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written, error) {
-	if err := e.readOnly(); err != nil {
+	if err := e.readOnly(e.key(r).Name); err != nil {
 		return written{}, err
 	}
 	mediaType, err := bodyMediaType(r)
@@ -248,7 +248,7 @@ func warnUnknown(w http.ResponseWriter, doc *codec.Document) {
 
 // delete serves DELETE of one resource, together with what goes with it.
 func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (written, error) {
-	if err := e.readOnly(); err != nil {
+	if err := e.readOnly(e.key(r).Name); err != nil {
 		return written{}, err
 	}
 	if !acceptsJSON(r) {
