@@ -37,7 +37,8 @@ type Document struct {
 	// Spec is the specification as stores and peers keep it: deterministic protobuf, or compact JSON as it was sent.
 	Spec []byte
 	// Unknown are the paths of fields that the schema does not have, in the order of the body. Their values are not
-	// in Spec, except inside the specification of a JSON type: there they are kept, and not listed. At most 100.
+	// in Spec, except inside the specification of a JSON type, where they are kept: a newer peer may know them. At
+	// most 100.
 	Unknown []string
 }
 

@@ -629,8 +629,13 @@ func (w *walker) shape(s *shape, n *node, at *path) {
 			return
 		}
 		for i := range n.children {
-			if child := &n.children[i]; s.fields[child.name] != nil && !child.repeated {
-				w.shape(s.fields[child.name], child, at.field(child.name))
+			child := &n.children[i]
+			switch where := at.field(child.name); {
+			case child.repeated: // reported before
+			case s.fields[child.name] != nil:
+				w.shape(s.fields[child.name], child, where)
+			default:
+				w.ignore(where)
 			}
 		}
 	case s.elements != nil:

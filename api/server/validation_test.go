@@ -127,3 +127,19 @@ func TestWhatAPlaneMakesByItselfIsValid(t *testing.T) {
 		t.Errorf("judged only %d resources", n)
 	}
 }
+
+// What a targetRef policy says beyond its schema is kept, for peers that know it, and a typing error is seen all the same.
+func TestUnknownFieldsInsideATargetRefPolicyAreNamed(t *testing.T) {
+	p := withMesh(t, resource.Global)
+	const path = "/meshes/demo/meshtrafficpermissions/p"
+	body := `{"type":"MeshTrafficPermission","mesh":"demo","name":"p","spec":{"targetRef":{"kind":"Mesh"},"from":[` +
+		`{"targetRef":{"kind":"Mesh"},"default":{"action":"ALLOW","actoin":"DENY"}}]}}`
+	p.want(400, http.MethodPut, path+"?strict=true", body)
+	a := p.want(201, http.MethodPut, path, body)
+	if got := a.Header.Get("Warning"); !strings.Contains(got, "spec.from[0].default.actoin") {
+		t.Errorf("warning %q", got)
+	}
+	if got := p.want(200, http.MethodGet, path, "").Body; !strings.Contains(got, "actoin") {
+		t.Errorf("not kept: %s", got)
+	}
+}
