@@ -14,23 +14,24 @@ import (
 // adminOnly is the security of operations that need administrator rights.
 var adminOnly = []map[string][]string{{"bearer": {}}}
 
-// List describes GET of a collection, that of a mesh or of all, which can be watched.
+// List describes GET of a collection, that of a mesh or of all.
 func (d *Document) List(row *resource.Descriptor, inMesh bool) Operation {
-	name := string(row.Name)
-	op := Operation{
-		Tags:    []string{tagOf(row)},
-		ID:      "list" + title(row.Path),
-		Summary: "List " + many(row),
-		Description: "With watch=true, server-sent events instead of a page: what is there as added, then a bookmark, then added, " +
-			"modified and deleted as it happens. data is the resource in one line; of deleted its type, mesh and name, and of " +
-			"bookmark {\"revision\": N}. An event with an id is where a later watch can go on.",
-		Parameters: []Parameter{
-			Param("size"), Param("offset"), Param("nameContains"),
-			Param("watch"), Param("lastEventIDHeader"), Param("lastEventID"),
-		},
-		Responses: answers(Answer("A page, sorted by mesh and name.", d.schemas.list(name, d.schemas.resource(row))),
-			answerInvalid, answerUnaccepted, answerGone, answerUnavailable),
-	}
+	return watchable(Operation{
+		Tags:       []string{tagOf(row)},
+		ID:         "list" + title(row.Path),
+		Summary:    "List " + many(row),
+		Parameters: []Parameter{Param("size"), Param("offset"), Param("nameContains")},
+		Responses:  Answer("A page, sorted by mesh and name.", d.schemas.list(string(row.Name), d.schemas.resource(row))),
+	}, row, inMesh)
+}
+
+// watchable completes a list that can be watched.
+func watchable(op Operation, row *resource.Descriptor, inMesh bool) Operation {
+	op.Description = "With watch=true, server-sent events instead of a page: what is there as added, then a bookmark, then added, " +
+		"modified and deleted as it happens. data is the resource in one line; of deleted its type, mesh and name, and of " +
+		"bookmark {\"revision\": N}. An event with an id is where a later watch can go on."
+	op.Parameters = append(op.Parameters, Param("watch"), Param("lastEventIDHeader"), Param("lastEventID"))
+	op.Responses = answers(op.Responses, answerInvalid, answerUnaccepted, answerGone, answerUnavailable)
 	op = conditional(scoped(op, row, inMesh))
 	ok := op.Responses["200"]
 	ok.Content[mediaSSE] = Media{Schema: &Schema{Type: Types{"string"}}}
@@ -243,14 +244,14 @@ func (d *Document) ListOverviews(row *resource.Descriptor, inMesh bool) Operatio
 		ID:         "list" + overviewName(row) + "s",
 		Summary:    "List " + many(row) + ", and what is known of them,",
 		Parameters: []Parameter{Param("size"), Param("offset"), Param("nameContains")},
-		Responses:  answers(Answer("A page, sorted by mesh and name.", schema), answerInvalid),
+		Responses:  Answer("A page, sorted by mesh and name.", schema),
 	}
 	if row.Name == resource.Dataplane {
 		op.Parameters = append(op.Parameters, Param("tag"), Param("gateway"))
 	}
-	op = scoped(op, row, inMesh)
+	op = watchable(op, row, inMesh)
 	op.Summary = strings.TrimSuffix(op.Summary, ",")
-	return conditional(op)
+	return op
 }
 
 // GetOverview describes GET of one resource joined with its insight.

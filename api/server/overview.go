@@ -84,14 +84,29 @@ func (v overview) join(snap *store.Snapshot, main *store.Record) (joined, error)
 
 // item renders a row for a list, where a missing insight is left out.
 func (v overview) item(j joined) ([]byte, error) {
-	cache := v.renders
-	if j.live {
-		cache = &renders{}
-	}
-	return cache.item(renderKey{main: j.main, insight: j.insight, form: formOverview}, func() ([]byte, error) {
+	return v.cache(j).item(renderKey{main: j.main, insight: j.insight, form: formOverview}, func() ([]byte, error) {
 		single, err := codec.EncodeOverview(v.main, j.main, j.insight, false)
 		return codec.Item(single), err
 	})
+}
+
+// line renders a row of a list as one line of JSON.
+func (v overview) line(j joined) ([]byte, error) {
+	return v.cache(j).item(renderKey{main: j.main, insight: j.insight, form: formOverviewLine}, func() ([]byte, error) {
+		single, err := codec.EncodeOverview(v.main, j.main, j.insight, false)
+		if err != nil {
+			return nil, fmt.Errorf("encode: %w", err)
+		}
+		return oneLine(single)
+	})
+}
+
+// cache keeps the renderings of a row.
+func (v overview) cache(j joined) *renders {
+	if j.live {
+		return &renders{}
+	}
+	return v.renders
 }
 
 // get serves GET of one overview, where a missing insight shows as {}.
@@ -131,9 +146,6 @@ func (v overview) list(w http.ResponseWriter, r *http.Request) error {
 	p, err := pagingOf(query, v.titleMany)
 	if err != nil {
 		return err
-	}
-	if on, err := boolQuery(query, "watch", v.titleMany); on || err != nil {
-		return invalidQuery(v.titleMany, "watch", "is not available for overviews: watch the resources and their insights")
 	}
 	snap := v.store.Snapshot()
 	tag := ""
@@ -196,6 +208,18 @@ func (v overview) list(w http.ResponseWriter, r *http.Request) error {
 	return o.send()
 }
 
+// watch serves a watch of overviews.
+func (v overview) watch(w http.ResponseWriter, r *http.Request) error {
+	f := &overviewFeed{overview: v, only: filterOf(r), shown: make(map[store.Key]bool)}
+	if v.main.Name == resource.Dataplane {
+		var err error
+		if f.dataplanes, err = dataplaneFilterOf(r.URL.Query(), v.titleMany); err != nil {
+			return err
+		}
+	}
+	return endpoint{v.Server, v.main}.stream(w, r, f, string(v.main.Name), string(v.insight.Name))
+}
+
 // dataplaneFilter selects dataplanes by the queries tag and gateway.
 type dataplaneFilter struct {
 	tags    [][2]string // all on one inbound, or on the gateway; value "*" is any
@@ -227,24 +251,39 @@ func invalidQuery(title, field, message string) *problem {
 	}
 }
 
+// all reports whether every dataplane matches.
+func (f dataplaneFilter) all() bool { return len(f.tags) == 0 && f.gateway == nil }
+
 // filter yields the records that match. A record that cannot be read ends it and is reported in failure.
 func (f dataplaneFilter) filter(all iter.Seq[*store.Record], d *resource.Descriptor, failure *error) iter.Seq[*store.Record] {
-	if len(f.tags) == 0 && f.gateway == nil {
+	if f.all() {
 		return all
 	}
 	return func(yield func(*store.Record) bool) {
 		for rec := range all {
-			spec, err := codec.Spec(d, rec)
+			matches, err := f.selects(d, rec)
 			if err != nil {
-				*failure = fmt.Errorf("filter %s: %w", rec.Key, err)
+				*failure = err
 				return
 			}
-			dp, ok := spec.(*meshv1.Dataplane)
-			if ok && f.matches(dp) && !yield(rec) {
+			if matches && !yield(rec) {
 				return
 			}
 		}
 	}
+}
+
+// selects reports whether a record matches.
+func (f dataplaneFilter) selects(d *resource.Descriptor, rec *store.Record) (bool, error) {
+	if f.all() {
+		return true, nil
+	}
+	spec, err := codec.Spec(d, rec)
+	if err != nil {
+		return false, fmt.Errorf("filter %s: %w", rec.Key, err)
+	}
+	dp, ok := spec.(*meshv1.Dataplane)
+	return ok && f.matches(dp), nil
 }
 
 func (f dataplaneFilter) matches(dp *meshv1.Dataplane) bool {

@@ -37,6 +37,7 @@ const (
 	formService
 	formLine
 	formServiceLine
+	formOverviewLine
 )
 
 // entryOverheadBytes is charged for each entry beside its bytes: key, node and slice headers.

@@ -69,7 +69,7 @@ func (s *Server) routes() (http.Handler, *openapi.Document) {
 		if d.Name == resource.ServiceInsight {
 			list, one = e.listServices, e.getService
 		}
-		list = e.watchable(list)
+		list = watchable(list, e.watch, titleList)
 		t.read("/"+d.Path, list, doc.List(d, false))
 		item := "/" + d.Path + "/{name}"
 		if d.Scope == resource.ScopeMesh {
@@ -89,10 +89,11 @@ func (s *Server) routes() (http.Handler, *openapi.Document) {
 
 	for _, o := range overviews() {
 		o.Server = s
-		t.get("/"+o.path, o.list, doc.ListOverviews(o.main, false))
+		list := watchable(o.list, o.watch, o.titleMany)
+		t.read("/"+o.path, list, doc.ListOverviews(o.main, false))
 		item := "/" + o.path + "/{name}"
 		if o.main.Scope == resource.ScopeMesh {
-			t.get("/meshes/{mesh}/"+o.path, o.list, doc.ListOverviews(o.main, true))
+			t.read("/meshes/{mesh}/"+o.path, list, doc.ListOverviews(o.main, true))
 			item = "/meshes/{mesh}/" + o.path + "/{name}"
 		}
 		t.get(item, o.get, doc.GetOverview(o.main))

@@ -28,7 +28,7 @@ import (
 // is where a later watch can go on.
 //
 // A watcher is one goroutine that owns nothing while it waits: no snapshot, no buffer, no queue. It waits for the bell
-// of its type (store.Changed) and then asks the store what happened since the revision it told its client of. So a
+// of its types (store.Changed) and then asks the store what happened since the revision it told its client of. So a
 // client that does not read delays only itself and finds what it missed merged per resource, and those who watch
 // another type sleep on.
 
@@ -60,18 +60,19 @@ type feed interface {
 	// resume prepares for a client that has the state at revision after, and reports store.ErrCompacted when what
 	// happened since cannot be told.
 	resume(snap *store.Snapshot, after store.Revision) error
-	// since yields what happened after a revision, up to snap. changes are those of the watched records.
+	// since yields what happened after a revision, up to snap. changes are those of the watched types, one type after
+	// the other.
 	since(snap *store.Snapshot, after store.Revision, changes iter.Seq[store.Change]) iter.Seq2[event, error]
 }
 
 // watchable serves a list, or with ?watch=true what happens to it.
-func (e endpoint) watchable(list handlerFunc) handlerFunc {
+func watchable(list, watch handlerFunc, title string) handlerFunc {
 	list = producesJSON(list)
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if r.URL.RawQuery == "" {
 			return list(w, r)
 		}
-		on, err := boolQuery(r.URL.Query(), "watch", titleList)
+		on, err := boolQuery(r.URL.Query(), "watch", title)
 		switch {
 		case err != nil:
 			return err
@@ -80,19 +81,29 @@ func (e endpoint) watchable(list handlerFunc) handlerFunc {
 		case !acceptsJSON(r) && !accepts(r, eventStream):
 			return errUnaccepted
 		}
-		return e.watch(w, r)
+		return watch(w, r)
 	}
 }
 
-// watch serves a watch until the client goes, the server stops, or what comes next cannot be told.
+// filterOf reads which resources a watch is about.
+func filterOf(r *http.Request) filter {
+	return filter{mesh: chi.URLParam(r, "mesh"), name: r.URL.Query().Get(nameQuery)}
+}
+
+// watch serves a watch of resources.
 func (e endpoint) watch(w http.ResponseWriter, r *http.Request) error {
+	var f feed = plainFeed{e, filterOf(r)}
+	if e.d.Name == resource.ServiceInsight {
+		f = &serviceFeed{endpoint: e, only: filterOf(r), known: make(map[string]services)}
+	}
+	return e.stream(w, r, f, string(e.d.Name))
+}
+
+// stream serves a watch of the records of types until the client goes, the server stops, or what comes next cannot be
+// told.
+func (e endpoint) stream(w http.ResponseWriter, r *http.Request, f feed, types ...string) error {
 	if err := e.allow(userOf(r), e.d); err != nil {
 		return err
-	}
-	only := filter{mesh: chi.URLParam(r, "mesh"), name: r.URL.Query().Get(nameQuery)}
-	var f feed = plainFeed{e, only}
-	if e.d.Name == resource.ServiceInsight {
-		f = &serviceFeed{endpoint: e, only: only, known: make(map[string]services)}
 	}
 	after, resumed, err := e.lastEventID(r)
 	if err != nil {
@@ -100,7 +111,7 @@ func (e endpoint) watch(w http.ResponseWriter, r *http.Request) error {
 	}
 	snap := e.store.Snapshot()
 	if resumed {
-		if _, err := snap.Changes(string(e.d.Name), after); err != nil {
+		if _, err := changesOf(snap, after, types); err != nil {
 			return gone(err)
 		}
 		if err := f.resume(snap, after); err != nil {
@@ -143,19 +154,21 @@ func (e endpoint) watch(w http.ResponseWriter, r *http.Request) error {
 	} else if err := o.flush(); err != nil { // the header, so that the client knows
 		return e.ended(r, err)
 	}
-	return e.ended(r, e.follow(r, o, f, after))
+	return e.ended(r, e.follow(r, o, f, after, types))
 }
 
 // follow sends what happens after a revision. It returns nil when the client is gone or the server stops.
-func (e endpoint) follow(r *http.Request, o *eventWriter, f feed, after store.Revision) error {
-	typ := string(e.d.Name)
+func (e endpoint) follow(r *http.Request, o *eventWriter, f feed, after store.Revision, types []string) error {
 	timer := time.NewTimer(e.opts.WatchHeartbeat)
 	defer timer.Stop()
 	idle := false
 	for {
-		changed := e.store.Changed(typ) // before the snapshot: what comes in between rings it
+		var changed [2]<-chan struct{} // nobody watches more types; nil never rings
+		for i, typ := range types {
+			changed[i] = e.store.Changed(typ) // before the snapshot: what comes in between rings it
+		}
 		snap := e.store.Snapshot()
-		changes, err := snap.Changes(typ, after)
+		changes, err := changesOf(snap, after, types)
 		if err != nil {
 			return fmt.Errorf("client too slow: %w", err)
 		}
@@ -182,7 +195,8 @@ func (e endpoint) follow(r *http.Request, o *eventWriter, f feed, after store.Re
 			return nil
 		}
 		select {
-		case <-changed:
+		case <-changed[0]:
+		case <-changed[1]:
 		case <-timer.C:
 			idle = true
 		case <-r.Context().Done():
@@ -191,6 +205,26 @@ func (e endpoint) follow(r *http.Request, o *eventWriter, f feed, after store.Re
 			return nil
 		}
 	}
+}
+
+// changesOf yields the changes of each type since a revision.
+func changesOf(snap *store.Snapshot, after store.Revision, types []string) (iter.Seq[store.Change], error) {
+	all := make([]iter.Seq[store.Change], len(types))
+	for i, typ := range types {
+		var err error
+		if all[i], err = snap.Changes(typ, after); err != nil {
+			return nil, err //nolint:wrapcheck // it says all
+		}
+	}
+	return func(yield func(store.Change) bool) {
+		for _, changes := range all {
+			for c := range changes {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}, nil
 }
 
 // ended takes the end of a watch whose answer has begun: there is nobody left to tell but the log.
@@ -324,7 +358,7 @@ func (o *eventWriter) flush() error {
 	return o.err
 }
 
-// filter says which resources a watch is about. Neither a mesh nor a name ever changes, so that nothing enters or
+// filter says by its key which resources a watch is about. Neither a mesh nor a name ever changes, so that nothing enters or
 // leaves.
 type filter struct {
 	mesh string // "": all
@@ -499,4 +533,130 @@ func (f *serviceFeed) difference(rec *store.Record, key store.Key, was, now *mes
 	})
 	ev.data = item
 	return ev, err
+}
+
+// overviewFeed is the feed of overviews: an event for each resource that changed or whose insight did. An insight
+// without its resource is no overview.
+//
+// The queries tag and gateway look into a dataplane, so that with them an overview enters and leaves as its dataplane
+// changes, and what the client was shown has to be known. A client that resumes was shown those that have not changed
+// since and are selected. Of those that have, nobody knows: they are told as if they had been shown, added when they
+// are selected and deleted when not, which leads to the right state from either.
+type overviewFeed struct {
+	overview
+	only       filter
+	dataplanes dataplaneFilter
+	shown      map[store.Key]bool // by key of the main record; false: perhaps. Unused without queries for dataplanes
+}
+
+func (f *overviewFeed) initial(snap *store.Snapshot) iter.Seq2[event, error] {
+	return func(yield func(event, error) bool) {
+		for main := range named(snap.List(string(f.main.Name), f.only.mesh), f.only.name) {
+			selected, err := f.dataplanes.selects(f.main, main)
+			if err != nil {
+				yield(event{}, err)
+				return
+			}
+			if !selected {
+				continue
+			}
+			f.show(main.Key, true)
+			if !yield(f.event(snap, eventAdded, main)) {
+				return
+			}
+		}
+	}
+}
+
+func (f *overviewFeed) resume(snap *store.Snapshot, after store.Revision) error {
+	if f.dataplanes.all() {
+		return nil
+	}
+	for main := range named(snap.List(string(f.main.Name), f.only.mesh), f.only.name) {
+		selected, err := f.dataplanes.selects(f.main, main)
+		if err != nil {
+			return err
+		}
+		if selected {
+			f.show(main.Key, true)
+		}
+	}
+	changes, err := snap.Changes(string(f.main.Name), after)
+	if err != nil {
+		return fmt.Errorf("resume a watch of overviews: %w", err)
+	}
+	for c := range changes {
+		if f.only.selects(c.Key.Mesh, c.Key.Name) {
+			f.show(c.Key, false)
+		}
+	}
+	return nil
+}
+
+func (f *overviewFeed) since(snap *store.Snapshot, after store.Revision, changes iter.Seq[store.Change]) iter.Seq2[event, error] {
+	return func(yield func(event, error) bool) {
+		for c := range changes {
+			if !f.only.selects(c.Key.Mesh, c.Key.Name) {
+				continue
+			}
+			ev, err := f.change(snap, after, c)
+			if (ev.kind != "" || err != nil) && !yield(ev, err) {
+				return
+			}
+		}
+	}
+}
+
+// change is the event of a change; none when it leaves the overviews as they are, or is told with another change.
+func (f *overviewFeed) change(snap *store.Snapshot, after store.Revision, c store.Change) (event, error) {
+	main := c.Record
+	if c.Key.Type != string(f.main.Name) { // the insight's
+		c.Key.Type = string(f.main.Name)
+		var ok bool
+		if main, ok = snap.Get(c.Key); !ok || main.Version > after || !f.dataplanes.all() && !f.shown[c.Key] {
+			return event{}, nil
+		}
+		return f.event(snap, eventModified, main)
+	}
+	had, known := f.shown[c.Key]
+	if f.dataplanes.all() {
+		had, known = true, true
+	}
+	selected := false
+	if main != nil {
+		var err error
+		if selected, err = f.dataplanes.selects(f.main, main); err != nil {
+			return event{}, err
+		}
+	}
+	switch {
+	case !selected && known:
+		delete(f.shown, c.Key)
+		c.Key.Type += "Overview" // as the item says
+		return deletedEvent(c.Key)
+	case !selected:
+		return event{}, nil
+	}
+	f.show(c.Key, true)
+	if !had || main.CreateRevision > after {
+		return f.event(snap, eventAdded, main)
+	}
+	return f.event(snap, eventModified, main)
+}
+
+// show keeps what the client was shown, where that matters.
+func (f *overviewFeed) show(k store.Key, surely bool) {
+	if !f.dataplanes.all() {
+		f.shown[k] = surely
+	}
+}
+
+// event is the event of an overview that is there.
+func (f *overviewFeed) event(snap *store.Snapshot, kind string, main *store.Record) (event, error) {
+	j, err := f.join(snap, main)
+	if err != nil {
+		return event{}, err
+	}
+	line, err := f.line(j)
+	return event{kind, line}, err
 }

@@ -321,7 +321,11 @@ func TestAnswersToAWatchThatIsNotGiven(t *testing.T) {
 		{"events accepted, but no watch", "/meshes", 406, []string{"Accept: text/event-stream"}},
 		{"too many", "/meshes?watch=true", 503, []string{"Accept: text/event-stream"}},
 		{"no rights", "/global-secrets?watch=true", 403, []string{"Remote: 10.0.0.9:1"}},
-		{"an overview", "/zones+insights?watch=true", 400, nil},
+		{"an overview, too many", "/zones+insights?watch=true", 503, nil},
+		{"an overview, and a value that means nothing", "/zones+insights?watch=maybe", 400, nil},
+		{"an overview, and a filter that means nothing", "/dataplanes+insights?watch=true&gateway=maybe", 400, nil},
+		{"an overview, and neither events nor JSON accepted", "/zones+insights?watch=true", 406, []string{"Accept: text/html"}},
+		{"events accepted, but no watch of an overview", "/zones+insights", 406, []string{"Accept: text/event-stream"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			a := p.want(tc.want, "GET", tc.target, "", tc.headers...)
