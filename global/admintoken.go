@@ -48,7 +48,7 @@ func (g *Global) keepAdminToken(ctx context.Context) error {
 			switch {
 			case errors.Is(err, store.ErrCompacted):
 			case err != nil:
-				return nil //nolint:nilerr // told to stop, or the store is closed
+				return nil // told to stop, or the store is closed
 			case !slices.ContainsFunc(changes.List, func(c store.Change) bool { return c.Key == adminTokenKey }):
 				continue
 			}

@@ -145,8 +145,10 @@ func experimental(d *Descriptor) { d.Inspect, d.Experimental = false, true }
 var table = []Descriptor{
 	{Name: Config, Scope: ScopeGlobal, Singular: "Config", Plural: "Configs", Spec: (*systemv1.Config)(nil), Flow: FlowToZones, PlainOnWire: true},
 	{Name: Mesh, Scope: ScopeGlobal, Path: "meshes", Singular: "Mesh", Plural: "Meshes", Spec: (*meshv1.Mesh)(nil), Flow: FlowToZones, Writable: Global, PlainOnWire: true},
-	{Name: GlobalSecret, Scope: ScopeGlobal, Path: "global-secrets", Spec: (*systemv1.Secret)(nil), Flow: FlowToZones, Writable: Global, AdminOnly: true, PlainOnWire: true,
-		OwnOfZones: []string{"user-token-signing-key", "user-token-revocations", "admin-user-token", "envoy-admin-ca"}},
+	{
+		Name: GlobalSecret, Scope: ScopeGlobal, Path: "global-secrets", Spec: (*systemv1.Secret)(nil), Flow: FlowToZones, Writable: Global, AdminOnly: true, PlainOnWire: true,
+		OwnOfZones: []string{"user-token-signing-key", "user-token-revocations", "admin-user-token", "envoy-admin-ca"},
+	},
 	{Name: Secret, Scope: ScopeMesh, Path: "secrets", Singular: "Secret", Plural: "Secrets", Spec: (*systemv1.Secret)(nil), Flow: FlowToZones, Writable: Global, AdminOnly: true, PlainOnWire: true},
 
 	policy("CircuitBreaker", "circuit-breakers", "Circuit Breaker", "Circuit Breakers", (*meshv1.CircuitBreaker)(nil)),
