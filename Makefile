@@ -32,7 +32,7 @@ test: ## all tests: unit, conformance, simulation, processes; containers where a
 
 .PHONY: race
 race: ## the tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 go test -race -shuffle=on -short -timeout 20m $$(go list ./... | grep -v /meridian/e2e$$)
+	CGO_ENABLED=1 go test -race -shuffle=on -short -timeout 12m $$(go list ./... | grep -v /meridian/e2e$$)
 
 .PHONY: lint
 lint: ## go vet and golangci-lint

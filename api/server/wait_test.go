@@ -113,9 +113,10 @@ func TestValuesOfWait(t *testing.T) {
 }
 
 func TestAWaitOutlivesTheTimeoutsOfRequestsAndEndsWhenTheServerStops(t *testing.T) {
-	f := replication{Delivery{Pending: []string{"a"}}, make(chan struct{}), make(chan []store.Delta, 1)}
+	f := replication{Delivery{Pending: []string{"a"}}, make(chan struct{}), make(chan []store.Delta, 4)}
 	p := newPlane(t, resource.Global, func(o *Options) {
-		o.ReadTimeout, o.WriteTimeout, o.ShutdownTimeout = 50*time.Millisecond, 100*time.Millisecond, time.Minute
+		// Long enough for a busy machine to read a request in, shorter than the waits.
+		o.ReadTimeout, o.WriteTimeout, o.ShutdownTimeout = time.Second, time.Second, time.Minute
 		o.Replication = f
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -123,34 +124,40 @@ func TestAWaitOutlivesTheTimeoutsOfRequestsAndEndsWhenTheServerStops(t *testing.
 	go func() { done <- p.srv.Run(ctx) }()
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
-	put := func(wait string) (int, string) {
+	put := func(wait string) (int, string, error) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut,
 			"http://"+p.srv.HTTPAddr().String()+"/meshes/demo?wait="+wait, strings.NewReader(demoMesh))
 		if err != nil {
-			t.Fatal(err)
+			return 0, "", err
 		}
 		req.Header.Set("Content-Type", "application/json")
 		res, err := client.Do(req)
 		if err != nil {
-			t.Fatal(err)
+			return 0, "", err
 		}
 		defer func() { _ = res.Body.Close() }()
 		body, err := io.ReadAll(res.Body)
-		if err != nil {
-			t.Fatal(err)
+		return res.StatusCode, string(body), err
+	}
+	if code, body, err := put("1500ms"); err != nil || code != 202 || !strings.Contains(body, `"pending": [`) {
+		t.Fatalf("%d %s %v", code, body, err)
+	}
+	<-f.asked
+	type answer struct {
+		code int
+		err  error
+	}
+	answered := make(chan answer, 1)
+	go func() { code, _, err := put("60s"); answered <- answer{code, err} }()
+	select {
+	case <-f.asked: // the second waits
+		cancel()
+		if a := <-answered; a.err != nil || a.code != 202 {
+			t.Errorf("the wait that was ended: %d %v", a.code, a.err)
 		}
-		return res.StatusCode, string(body)
-	}
-	if code, body := put("300ms"); code != 202 || !strings.Contains(body, `"pending": [`) {
-		t.Errorf("%d %s", code, body)
-	}
-	<-f.asked
-	answered := make(chan int, 1)
-	go func() { code, _ := put("60s"); answered <- code }()
-	<-f.asked
-	cancel()
-	if code := <-answered; code != 202 {
-		t.Errorf("the wait that was ended: %d", code)
+	case a := <-answered:
+		cancel()
+		t.Errorf("answered without a wait: %d %v", a.code, a.err)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
