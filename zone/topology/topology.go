@@ -1,0 +1,84 @@
+// Package topology is what a zone knows of its meshes in the form that configuration of proxies is made from: decoded,
+// indexed, and kept up with the store one change at a time.
+package topology
+
+import (
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/policy"
+)
+
+// Mesh is the part of the state that the proxies of one mesh are configured from.
+type Mesh struct {
+	Name string
+	Spec *meshv1.Mesh
+	// Policies are the mesh's policies of all types.
+	Policies *policy.Set
+	// Services are the services that can be reached from this zone, by the value of kuma.io/service.
+	Services map[string]*Service
+	// Dataplanes are the mesh's proxies in this zone, by name.
+	Dataplanes map[string]*meshv1.Dataplane
+	// ExternalServices are the mesh's external services, by the name of the resource.
+	ExternalServices map[string]*meshv1.ExternalService
+	// Secrets are the contents of the mesh's secrets, by name.
+	Secrets map[string][]byte
+	// Egress: traffic that leaves the zone or the mesh goes through the zone's egresses.
+	Egress bool
+	// VIPs are the virtual addresses of the mesh.
+	VIPs []VIP
+}
+
+// Service is a service as seen from this zone.
+type Service struct {
+	Name string
+	// Protocol is what all endpoints have in common: tcp, http, http2, grpc, kafka, or "" when unknown.
+	Protocol string
+	// Endpoints are sorted. Of an external service that is reached directly they have External set.
+	Endpoints []Endpoint
+	// TLSReady: every proxy of the service has a certificate of the enabled backend, so that clients in a permissive mesh
+	// may use TLS.
+	TLSReady bool
+}
+
+// External reports whether the service has endpoints of external services, and none else.
+func (s *Service) External() bool {
+	if s == nil || len(s.Endpoints) == 0 {
+		return false
+	}
+	for _, e := range s.Endpoints {
+		if e.External == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// Endpoint is where a service, or a part of it, can be reached.
+type Endpoint struct {
+	// Address is an IP address, or of an external service possibly a host name.
+	Address string
+	Port    uint32
+	// Tags are all tags of what stands behind it, kuma.io/service included.
+	Tags   map[string]string
+	Weight uint32
+	// Zone is where it is, "" when unknown; Remote: not in this zone.
+	Zone   string
+	Remote bool
+	// External is the external service that it stands for; ExternalName the name of that resource.
+	External     *meshv1.ExternalService
+	ExternalName string
+	// ViaEgress: the address is that of a zone egress of this zone, which passes the traffic on.
+	ViaEgress bool
+}
+
+// VIP is a virtual address and the ports at which it leads to services.
+type VIP struct {
+	Address   string
+	Hostnames []string
+	Outbounds []VIPOutbound
+}
+
+// VIPOutbound is a port of a virtual address.
+type VIPOutbound struct {
+	Port uint32
+	Tags map[string]string // of the destination, kuma.io/service included
+}
