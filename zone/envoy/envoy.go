@@ -37,6 +37,10 @@ type Output struct {
 	Endpoints []EndpointRef
 	// Secrets name the secrets that the resources refer to.
 	Secrets []string
+	// Services are the services of the proxy's own mesh whose protocol, TLSReady or external endpoints the resources were made
+	// from, also ones that do not exist: when such a thing changes, the configuration is made again. Those of Endpoints need
+	// not be repeated.
+	Services []string
 }
 
 // EndpointRef is a cluster whose endpoints come by EDS: those of Service that carry all Tags.

@@ -7,21 +7,27 @@ import (
 	"github.com/meridian-mesh/meridian/api/policy"
 )
 
-// Mesh is the part of the state that the proxies of one mesh are configured from.
+// Mesh is the part of the state that the proxies of one mesh are configured from. One that a World made is valid, and must not
+// be changed, until the World takes in the next change; each Service in it never changes.
 type Mesh struct {
 	Name string
 	Spec *meshv1.Mesh
 	// Policies are the mesh's policies of all types.
 	Policies *policy.Set
-	// Services are the services that can be reached from this zone, by the value of kuma.io/service.
+	// Services are the services that are known in this zone, by the value of kuma.io/service. One whose instances are all down
+	// is there without endpoints.
 	Services map[string]*Service
+	// Remote are the endpoints of services in other zones, by service: where the ingresses of those zones are reached, whether
+	// or not the mesh sends its traffic through an egress. It is what an egress dials.
+	Remote map[string][]Endpoint
 	// Dataplanes are the mesh's proxies in this zone, by name.
 	Dataplanes map[string]*meshv1.Dataplane
 	// ExternalServices are the mesh's external services, by the name of the resource.
 	ExternalServices map[string]*meshv1.ExternalService
 	// Secrets are the contents of the mesh's secrets, by name.
 	Secrets map[string][]byte
-	// Egress: traffic that leaves the zone or the mesh goes through the zone's egresses.
+	// Egress: traffic that leaves the zone or the mesh goes through the zone's egresses. External services then come by EDS,
+	// and have no endpoints while the zone has no egress.
 	Egress bool
 	// VIPs are the virtual addresses of the mesh.
 	VIPs []VIP
@@ -30,19 +36,22 @@ type Mesh struct {
 // Service is a service as seen from this zone.
 type Service struct {
 	Name string
-	// Protocol is what all endpoints have in common: tcp, http, http2, grpc, kafka, or "" when unknown.
+	// Protocol is what all endpoints have in common: tcp, http, http2, grpc, kafka, or "" when unknown. While no endpoint is up
+	// it is that of those that are down, so that listeners do not change their form with the health of a service.
 	Protocol string
-	// Endpoints are sorted. Of an external service that is reached directly they have External set.
+	// Endpoints are sorted. Of an external service they have External set, whether it is reached directly or through an egress.
 	Endpoints []Endpoint
-	// TLSReady: every proxy of the service has a certificate of the enabled backend, so that clients in a permissive mesh
-	// may use TLS.
+	// TLSReady: clients may use TLS. In a mesh with mutual TLS every proxy of the service has a certificate of the enabled
+	// backend, or the mode is strict; in one without it is false.
 	TLSReady bool
+	// Outside: the service consists of external services only. It says so also while none of them can be reached.
+	Outside bool
 }
 
 // External reports whether the service has endpoints of external services, and none else.
 func (s *Service) External() bool {
 	if s == nil || len(s.Endpoints) == 0 {
-		return false
+		return s != nil && s.Outside
 	}
 	for _, e := range s.Endpoints {
 		if e.External == nil {
