@@ -83,10 +83,34 @@ type Config struct {
 	sets [kinds]set
 }
 
-// set is the resources of one kind.
+// set is the resources of one kind. All but byName is made of byName.
 type set struct {
-	version string // of the content
 	byName  map[string]*Resource
+	version string       // of the content
+	sorted  []*Resource  // by name
+	encoded []*anypb.Any // as sorted
+}
+
+// newSet returns the set of resources, which it keeps.
+func newSet(byName map[string]*Resource) set {
+	s := set{byName: byName, sorted: make([]*Resource, 0, len(byName))}
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		s.sorted = append(s.sorted, byName[name])
+		_, _ = fmt.Fprintf(h, "%s\x00%s\x00", name, byName[name].Version)
+	}
+	s.version = hex.EncodeToString(h.Sum(nil)[:12])
+	s.encoded = encoded(s.sorted)
+	return s
+}
+
+// encoded returns the encoded forms of resources.
+func encoded(resources []*Resource) []*anypb.Any {
+	out := make([]*anypb.Any, len(resources))
+	for i, r := range resources {
+		out[i] = r.Any
+	}
+	return out
 }
 
 // NewConfig returns the configuration that consists of the resources. Two resources of one kind and name are an error.
@@ -103,18 +127,9 @@ func NewConfig(resources ...*Resource) (*Config, error) {
 		s.byName[r.Name] = r
 	}
 	for i := range c.sets {
-		c.sets[i].version = versionOf(c.sets[i].byName)
+		c.sets[i] = newSet(c.sets[i].byName)
 	}
 	return c, nil
-}
-
-// versionOf is the version of resources together.
-func versionOf(byName map[string]*Resource) string {
-	h := sha256.New()
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		_, _ = fmt.Fprintf(h, "%s\x00%s\x00", name, byName[name].Version)
-	}
-	return hex.EncodeToString(h.Sum(nil)[:12])
 }
 
 // Replace returns a copy of c in which the resources take the place of those of their kind and name.
@@ -133,7 +148,7 @@ func (c *Config) Replace(resources ...*Resource) *Config {
 	}
 	for k, t := range touched {
 		if t {
-			n.sets[k].version = versionOf(n.sets[k].byName)
+			n.sets[k] = newSet(n.sets[k].byName)
 		}
 	}
 	return &n
@@ -145,12 +160,7 @@ func (c *Config) Version(k Kind) string { return c.sets[k].version }
 // Get returns a resource, nil when there is none.
 func (c *Config) Get(k Kind, name string) *Resource { return c.sets[k].byName[name] }
 
-// Resources returns the resources of a kind in the order of their names.
-func (c *Config) Resources(k Kind) []*Resource {
-	byName := c.sets[k].byName
-	out := make([]*Resource, 0, len(byName))
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		out = append(out, byName[name])
-	}
-	return out
-}
+// Resources returns the resources of a kind in the order of their names. The slice is the caller's.
+func (c *Config) Resources(k Kind) []*Resource { return slices.Clone(c.sets[k].sorted) }
+
+func (c *Config) sorted(k Kind) []*Resource { return c.sets[k].sorted }

@@ -1,0 +1,269 @@
+package xds
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// complete says whether a response must hold every resource subscribed to, so that what is missing in it is gone: so the
+// protocol has it for clusters and listeners, and Envoy and grpc-go read those and no others that way. Of the other kinds a
+// response may hold any part, and we send what changed.
+func (k Kind) complete() bool { return k == Cluster || k == Listener }
+
+// subscription is what a stream asks for of one kind. It never changes.
+type subscription struct {
+	all   bool // whatever there is, and names say nothing
+	names map[string]struct{}
+}
+
+func (s subscription) has(name string) bool {
+	_, named := s.names[name]
+	return named || s.all
+}
+
+func (s subscription) equal(o subscription) bool { return s.all == o.all && maps.Equal(s.names, o.names) }
+
+// contents is the resources of one kind in a Config that a subscription names. Without a Config it is empty.
+type contents struct {
+	config *Config
+	kind   Kind
+	sub    subscription
+}
+
+// version returns the version of a resource, "" when it is not among the contents.
+func (c contents) version(name string) string {
+	if c.config == nil || !c.sub.has(name) {
+		return ""
+	}
+	if r := c.config.Get(c.kind, name); r != nil {
+		return r.Version
+	}
+	return ""
+}
+
+// each calls f with the names in the subscription, or of all there is, until f returns false.
+func (c contents) each(f func(name string) bool) {
+	if !c.sub.all {
+		for name := range c.sub.names {
+			if !f(name) {
+				return
+			}
+		}
+		return
+	}
+	if c.config == nil {
+		return
+	}
+	for _, r := range c.config.sorted(c.kind) {
+		if !f(r.Name) {
+			return
+		}
+	}
+}
+
+// watch is what one stream knows about one kind. A response goes through three steps: it becomes due, it is queued (when a
+// request waits for it, that is, the watch is open), and it is sent.
+//
+// All is guarded by the node's lock. The stream's loop alone writes the fields of the first group, and may read them without.
+type watch struct {
+	subscribed bool         // there was a request
+	want       subscription // of the latest request
+	held       contents     // of the latest response that was sent; without a Config: none was
+	rejected   bool         // the proxy rejected that response
+	answered   string       // nonce that the latest request carried
+	whole      bool         // the next response must hold everything subscribed to
+	// again: the next response is due although nothing changed, and must hold everything subscribed to.
+	again bool
+
+	open    *discoveryv3.DiscoveryRequest // the request that waits for something new; nil: none
+	out     chan<- cache.Response         // where its answer goes
+	queued  *Config                       // what the response in out is made of; nil: there is none
+	since   time.Time                     // when the oldest published change was that is due and not queued; zero: none is
+	sending time.Time                     // the same of what is queued, until it is sent
+}
+
+// latest returns what the stream will hold once what is queued is sent.
+func (w *watch) latest(k Kind) (held contents, rejected, again bool) {
+	if w.queued != nil {
+		return contents{w.queued, k, w.want}, false, false
+	}
+	return w.held, w.rejected, w.again
+}
+
+// due says whether c has something to say to the stream about a kind.
+func (w *watch) due(k Kind, c *Config) bool {
+	held, rejected, again := w.latest(k)
+	switch {
+	case c == nil || !w.subscribed:
+		return false // the first response waits for the first Publish
+	case held.config == nil || again:
+		return true
+	case c.Version(k) == held.config.Version(k) && w.want.equal(held.sub):
+		return false
+	case w.want.all != held.sub.all:
+		return true
+	case w.want.all:
+		return c.Version(k) != held.config.Version(k)
+	}
+	next := contents{c, k, w.want}
+	due := false
+	next.each(func(name string) bool {
+		now := next.version(name)
+		due = now != held.version(name) && (now != "" || k.complete() || rejected)
+		return !due
+	})
+	if rejected && !due { // anything that differs from what was rejected may be good, also less of it
+		held.each(func(name string) bool {
+			due = held.version(name) != next.version(name)
+			return !due
+		})
+	}
+	return due
+}
+
+// changed notes since when there has been something to send.
+func (st *stream) changed(now time.Time) {
+	for k := range kinds {
+		if w := &st.watches[k]; w.since.IsZero() && w.due(k, st.node.config) {
+			w.since = now
+		}
+	}
+}
+
+// pump queues an answer to each open watch for which one is due. The caller holds the node's lock.
+//
+// It never blocks. go-control-plane makes one channel for a stream, with room for types.UnknownType (10) responses. A kind has
+// at most one in it: queueing closes the watch, and go-control-plane opens it again only after it has taken every response of
+// the kind, and whatever else it finds, out of the channel. There are six kinds, and no other type is answered.
+func (st *stream) pump() {
+	c := st.node.config
+	for k := range kinds {
+		w := &st.watches[k]
+		if w.open == nil || !w.due(k, c) {
+			continue
+		}
+		// A listener or route must not overtake the clusters it may send to. Those are due and not queued only while the proxy has
+		// yet to answer the ones before; when it has, this runs again.
+		if clusters := &st.watches[Cluster]; (k == Listener || k == Route) && clusters.due(Cluster, c) {
+			continue
+		}
+		select {
+		case w.out <- &response{stream: st, kind: k, config: c, request: w.open}:
+			w.queued, w.open = c, nil
+			w.sending, w.since = w.since, time.Time{}
+		default:
+			st.cancel(status.Error(codes.Internal, "more responses than kinds"))
+			return
+		}
+	}
+}
+
+// CreateWatch is called with each request that is not stale. An earlier watch of the same type is cancelled by then.
+func (st *stream) CreateWatch(req *cache.Request, s cache.Subscription, out chan cache.Response) (func(), error) {
+	k, ok := KindOf(req.GetTypeUrl())
+	if !ok {
+		return nil, nil //nolint:nilnil // a watch that never fires needs no cancelling
+	}
+	// The map is made anew for each request.
+	want := subscription{all: s.IsWildcard(), names: s.SubscribedResources()}
+	if want.all {
+		want.names = nil
+	}
+
+	st.node.mu.Lock()
+	defer st.node.mu.Unlock()
+	w := &st.watches[k]
+	repeated := req.GetResponseNonce() != "" && req.GetResponseNonce() == w.answered
+	same := w.subscribed && want.equal(w.want)
+	w.subscribed, w.want, w.answered = true, want, req.GetResponseNonce()
+	switch {
+	case req.GetErrorDetail() != nil:
+		w.rejected = true
+	case w.rejected || w.held.config == nil || want.all || len(want.names) == 0:
+		// What was rejected is not sent again, and the first response is due anyway.
+	case repeated && same, k == Endpoint && w.whole:
+		// The proxy has forgotten what it holds, and wants it again: Envoy does that with the endpoints of a cluster that a
+		// response has replaced, and keeps the new cluster warming until it gets them. It says so by repeating a request
+		// that it made before, or (when it joins that to an acknowledgement) by a request after the clusters were sent.
+		w.again = true
+	}
+	w.open, w.out = req, out
+	st.pump()
+	return func() { // what is queued is then dropped
+		st.node.mu.Lock()
+		defer st.node.mu.Unlock()
+		if w.open = nil; w.queued != nil {
+			w.queued, w.since = nil, w.sending
+		}
+	}, nil
+}
+
+// response is an answer to a request. It is encoded when it is sent, by the goroutine of its stream.
+type response struct {
+	stream  *stream
+	kind    Kind
+	config  *Config
+	request *discoveryv3.DiscoveryRequest
+}
+
+// GetDiscoveryResponse is called once, right before sending.
+func (r *response) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, error) {
+	st, w := r.stream, &r.stream.watches[r.kind]
+	next := contents{r.config, r.kind, w.want}
+	out := &discoveryv3.DiscoveryResponse{
+		VersionInfo: r.config.Version(r.kind),
+		TypeUrl:     r.kind.TypeURL(),
+		Resources:   next.encoded(w),
+	}
+
+	st.node.mu.Lock()
+	defer st.node.mu.Unlock()
+	if r.kind == Cluster {
+		st.watches[Endpoint].whole = true
+		if w.held.config != nil && w.held.config.Version(Cluster) != r.config.Version(Cluster) {
+			// What was rejected for want of a cluster may be good now.
+			for _, k := range []Kind{Listener, Route} {
+				if later := &st.watches[k]; later.rejected {
+					later.rejected, later.again = false, true
+				}
+			}
+		}
+	}
+	w.held, w.rejected, w.again, w.whole, w.queued = next, false, false, false, nil
+	st.pump()
+	return out, nil
+}
+
+// encoded returns the resources to send to a stream that holds what w says. The messages are shared, and only read.
+func (c contents) encoded(w *watch) []*anypb.Any {
+	everything := c.kind.complete() || w.held.config == nil || w.rejected || w.again || w.whole
+	if everything && c.sub.all {
+		return c.config.sets[c.kind].encoded
+	}
+	var resources []*Resource
+	c.each(func(name string) bool {
+		if now := c.version(name); now != "" && (everything || now != w.held.version(name)) {
+			resources = append(resources, c.config.Get(c.kind, name))
+		}
+		return true
+	})
+	slices.SortFunc(resources, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
+	return encoded(resources)
+}
+
+func (r *response) GetRequest() *discoveryv3.DiscoveryRequest { return r.request }
+func (r *response) GetVersion() (string, error)               { return r.GetResponseVersion(), nil }
+func (r *response) GetResponseVersion() string                { return r.config.Version(r.kind) }
+func (r *response) GetContext() context.Context               { return r.stream.ctx }
+
+// GetReturnedResources returns nothing: the watch knows what was sent.
+func (*response) GetReturnedResources() map[string]string { return nil }
