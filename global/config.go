@@ -67,6 +67,8 @@ type KDS struct {
 	HealthCheckInterval time.Duration `yaml:"healthCheckInterval" env:"MERIDIAN_KDS_HEALTH_CHECK_INTERVAL" doc:"how often zones are told to report that they live, 100ms or more"`
 	HealthCheckTimeout  time.Duration `yaml:"healthCheckTimeout" env:"MERIDIAN_KDS_HEALTH_CHECK_TIMEOUT" doc:"silence after which a zone that reports is offline and its streams are closed; more than healthCheckInterval, 0 never"`
 	AckTimeout          time.Duration `yaml:"ackTimeout" env:"MERIDIAN_KDS_ACK_TIMEOUT" doc:"longest wait for the acknowledgement of a response before the stream is closed, 1s or more"`
+	WithdrawLostZones   bool          `yaml:"withdrawLostZones" env:"MERIDIAN_KDS_WITHDRAW_LOST_ZONES" doc:"keep the ingresses of a zone from the other zones while its control plane is gone without having said that it stops; not while more zones are gone than are connected"`
+
 	ZoneInsightInterval time.Duration `yaml:"zoneInsightInterval" env:"MERIDIAN_KDS_ZONE_INSIGHT_INTERVAL" doc:"least time between two stored versions of a zone's counters; connecting and disconnecting is stored at once"`
 	SubscriptionLimit   int           `yaml:"subscriptionLimit" env:"MERIDIAN_KDS_SUBSCRIPTION_LIMIT" doc:"how many of its newest subscriptions a ZoneInsight keeps, 1 or more"`
 	Keepalive           time.Duration `yaml:"keepalive" env:"MERIDIAN_KDS_KEEPALIVE" doc:"idle time after which a connection is pinged, 1s or more"`
@@ -119,6 +121,7 @@ func DefaultConfig() Config {
 			HealthCheckTimeout:  6 * time.Second,
 			AckTimeout:          30 * time.Second,
 			ZoneInsightInterval: time.Second,
+			WithdrawLostZones:   true,
 			SubscriptionLimit:   10,
 			Keepalive:           15 * time.Second,
 		}}},

@@ -96,6 +96,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 	g.zones, err = zones.New(ctx, zones.Config{
 		InstanceID: cfg.General.InstanceID, HealthTimeout: k.HealthCheckTimeout,
 		InsightInterval: k.ZoneInsightInterval, SubscriptionLimit: k.SubscriptionLimit,
+		WithdrawLost: k.WithdrawLostZones,
 	}, g.store, reg, log.With("component", "zones"))
 	if err != nil {
 		return nil, err

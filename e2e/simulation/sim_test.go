@@ -197,7 +197,7 @@ func (g *globalPlane) start(t testing.TB) {
 	reg := prometheus.NewRegistry() // a new process counts from nothing
 	g.registry = reg
 	g.table, err = zones.New(context.Background(), zones.Config{
-		InstanceID: "global-1", HealthTimeout: g.healthTimeout, InsightInterval: time.Second, SubscriptionLimit: 10,
+		InstanceID: "global-1", HealthTimeout: g.healthTimeout, InsightInterval: time.Second, SubscriptionLimit: 10, WithdrawLost: true,
 	}, st, reg, g.log)
 	if err != nil {
 		t.Fatalf("open the session table: %v", err)

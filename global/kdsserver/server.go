@@ -148,6 +148,7 @@ func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, er
 	}
 	h := zones.Hello{
 		Zone: one(kds.HeaderClientID), PlaneID: one(kds.HeaderPlaneID), Session: one(kds.HeaderSession),
+		Leaving: one(kds.HeaderLeaving) != "",
 	}
 	if h.Zone == "" {
 		return h, status.Errorf(missing, "%q is not present in metadata", kds.HeaderClientID)

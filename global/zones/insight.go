@@ -197,8 +197,11 @@ func (t *Table) flush(ctx context.Context) error {
 		insights[name] = proto.CloneOf(t.zones[name].insight)
 	}
 	clear(t.dirty)
+	recount := t.recount
+	t.recount = false
+	lost := t.withdrawnLocked()
 	t.mu.Unlock()
-	if len(insights) == 0 {
+	if len(insights) == 0 && !recount {
 		return nil
 	}
 	_, err := t.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
@@ -213,10 +216,14 @@ func (t *Table) flush(ctx context.Context) error {
 			}
 			ops = append(ops, op)
 		}
+		if recount {
+			ops = append(ops, withdrawals(head, lost)...)
+		}
 		return ops, nil
 	})
 	if err != nil {
 		t.mu.Lock()
+		t.recount = t.recount || recount
 		for name := range insights {
 			if _, ok := t.zones[name]; ok {
 				t.dirty[name] = struct{}{}
@@ -225,6 +232,40 @@ func (t *Table) flush(ctx context.Context) error {
 		t.mu.Unlock()
 	}
 	return err
+}
+
+// withdrawnLocked returns the zones whose resources are kept from the others: those that are lost. While more zones are
+// lost than are connected, the more likely explanation is that this plane is the one cut off, and none is.
+func (t *Table) withdrawnLocked() map[string]bool {
+	lost, connected := make(map[string]bool), 0
+	for name, z := range t.zones {
+		switch {
+		case z.session != nil:
+			connected++
+		case z.lost && t.cfg.WithdrawLost:
+			lost[name] = true
+		}
+	}
+	if len(lost) > connected {
+		return nil
+	}
+	return lost
+}
+
+// withdrawals are the changes that make the stored lost zones those given.
+func withdrawals(head *store.Snapshot, lost map[string]bool) []store.Op {
+	var ops []store.Op
+	for rec := range head.List(kds.LostZoneKey("").Type, "") {
+		if !lost[rec.Key.Name] {
+			ops = append(ops, store.Delete(rec.Key))
+		}
+	}
+	for name := range lost {
+		if _, ok := head.Get(kds.LostZoneKey(name)); !ok {
+			ops = append(ops, store.Put(&store.Record{Key: kds.LostZoneKey(name)}))
+		}
+	}
+	return ops
 }
 
 func putInsight(head *store.Snapshot, name string, insight *systemv1.ZoneInsight) (store.Op, error) {

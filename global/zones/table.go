@@ -72,6 +72,8 @@ type Hello struct {
 	Pings bool
 	// Credential is how the zone proved to be that zone.
 	Credential Credential
+	// Leaving: the plane is about to stop, of its own accord.
+	Leaving bool
 	// Created is the revision that created the Zone this stream belongs to. A Zone that is deleted and made again is
 	// another one, with none of the resources of the first.
 	Created store.Revision
@@ -97,6 +99,8 @@ type Config struct {
 	HealthTimeout     time.Duration // after which a zone that pings and stopped is cut; 0: never
 	InsightInterval   time.Duration // least time between two stored versions of unchanged connections
 	SubscriptionLimit int           // newest subscriptions kept per zone
+	// WithdrawLost keeps from other zones what a zone shares with them while its plane is lost.
+	WithdrawLost bool
 }
 
 // Table is the live sessions. Safe for concurrent use.
@@ -110,6 +114,7 @@ type Table struct {
 	dirty   map[string]struct{}
 	urgent  bool          // a connection opened or closed: store without waiting
 	wake    chan struct{} // cap 1, level-triggered: dirty is not empty
+	recount bool          // a zone was lost, or is there again
 	closing error         // set once: no new streams
 	waits   map[*wait]struct{}
 
@@ -127,6 +132,9 @@ type zone struct {
 	insight *systemv1.ZoneInsight
 	swapped []time.Time
 	retired map[string]struct{} // sessions that were replaced
+	// lost: the session ended, and nobody had said that it would. What stops in an orderly way will be back, and its proxies
+	// go on meanwhile.
+	lost bool
 }
 
 type session struct {
@@ -134,6 +142,7 @@ type session struct {
 	since   time.Time
 	streams [kinds]*Stream
 	health  *time.Timer // nil: not watched
+	leaving bool        // the zone has said that it stops
 }
 
 // Publisher is what the table asks of a zone's GlobalToZone publisher.
@@ -177,6 +186,10 @@ func New(ctx context.Context, cfg Config, st *store.Store, reg prometheus.Regist
 	}
 	if err := t.closeLeftOvers(ctx); err != nil {
 		return nil, fmt.Errorf("close the subscriptions of an earlier process: %w", err)
+	}
+	// What that process took for lost still is, until it is here again.
+	for rec := range st.Snapshot().List(kds.LostZoneKey("").Type, "") {
+		t.zoneLocked(rec.Key.Name).lost = true
 	}
 	return t, nil
 }
@@ -311,6 +324,7 @@ func (t *Table) joinLocked(z *zone, hello Hello) error {
 		t.retireLocked(z, ErrReplaced)
 	}
 	z.session = &session{hello: hello, since: time.Now()}
+	t.lostLocked(z, false)
 	if hello.Pings && t.cfg.HealthTimeout > 0 {
 		s := z.session
 		s.health = time.AfterFunc(t.cfg.HealthTimeout, func() { t.healthLost(z.name, s) })
@@ -373,6 +387,7 @@ func (t *Table) healthLost(name string, s *session) {
 		return
 	}
 	t.log.Warn("zone sends no health checks any more and is cut off", "zone", name, "timeout", t.cfg.HealthTimeout)
+	t.lostLocked(z, true)
 	t.retireLocked(z, ErrHealthLost)
 }
 
@@ -450,7 +465,16 @@ func (s *Stream) Close(cause error) {
 			return
 		}
 	}
+	t.lostLocked(z, !z.session.leaving)
 	t.dropLocked(z)
+}
+
+func (t *Table) lostLocked(z *zone, lost bool) {
+	if z.lost == lost {
+		return
+	}
+	z.lost, t.recount = lost, true
+	t.markLocked(z.name, true)
 }
 
 // Health notes a health check. It fails for a session that was replaced.
@@ -470,6 +494,7 @@ func (t *Table) Health(hello Hello) error {
 	if z.session == nil || z.session.hello.Session != hello.Session {
 		return nil
 	}
+	z.session.leaving = hello.Leaving
 	z.insight.HealthCheck = &systemv1.HealthCheck{Time: timestamppb.Now()}
 	if z.session.health != nil {
 		z.session.health.Reset(t.cfg.HealthTimeout)

@@ -225,7 +225,7 @@ type offer struct {
 }
 
 // selects reports whether the peer gets rec, given the rest of the state. What it depends on besides the record is
-// said by dependsOnZones.
+// said by zonesChanged.
 func (o *offer) selects(snap *store.Snapshot, d *resource.Descriptor, rec *store.Record) bool {
 	sync := rec.Labels[labelSync]
 	if sync == "disabled" {
@@ -247,12 +247,29 @@ func (o *offer) selects(snap *store.Snapshot, d *resource.Descriptor, rec *store
 	if owner == "" {
 		owner = zoneOf(d, rec)
 	}
-	return owner != o.zone && zoneEnabled(snap, owner)
+	return owner != o.zone && zoneEnabled(snap, owner) && !zoneLost(snap, owner)
 }
 
-// dependsOnZones reports whether what is selected of a type also depends on the Zone resources.
-func dependsOnZones(dir Direction, d *resource.Descriptor) bool {
-	return dir == Down && d.Flow == resource.FlowBoth
+// zonesChanged reports whether something else than the records of a type changed, on which it depends what of the type is
+// selected: a Zone, or whether one is lost.
+func zonesChanged(snap *store.Snapshot, dir Direction, d *resource.Descriptor, after store.Revision) bool {
+	if dir != Down || d.Flow != resource.FlowBoth {
+		return false
+	}
+	return snap.LastChange(string(resource.ZoneType)) > after || snap.LastChange(lostZone) > after
+}
+
+// lostZone is the type of the records by which a global remembers whose resources it keeps from the other zones because
+// their plane died: bookkeeping, never served nor sent.
+const lostZone = "LostZone"
+
+// LostZoneKey is the key of the record that is there while a zone is lost: its plane has gone without a word. What the
+// zone shares with others is withdrawn from them meanwhile.
+func LostZoneKey(zone string) store.Key { return store.Key{Type: lostZone, Name: zone} }
+
+func zoneLost(snap *store.Snapshot, zone string) bool {
+	_, lost := snap.Get(LostZoneKey(zone))
+	return lost
 }
 
 func (o *offer) encode(d *resource.Descriptor, rec *store.Record) *wireResource {

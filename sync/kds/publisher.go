@@ -666,7 +666,7 @@ func (p *Publisher) unchanged(sub *subscription, snap *store.Snapshot) bool {
 	if snap.LastChange(string(sub.typ)) > sub.rev {
 		return false
 	}
-	return !dependsOnZones(p.cfg.Direction, sub.desc) || snap.LastChange(string(resource.ZoneType)) <= sub.rev
+	return !zonesChanged(snap, p.cfg.Direction, sub.desc, sub.rev)
 }
 
 // resumeFrom returns the revision that the peer's token stands for, if this store can go on from it.
@@ -766,7 +766,7 @@ func (c *collector) known(versions map[string]string) {
 
 // changes is what happened since revision after, on a stream that has been served all along.
 func (c *collector) changes(after store.Revision) {
-	zones := dependsOnZones(c.p.cfg.Direction, c.sub.desc) && c.snap.LastChange(string(resource.ZoneType)) > after
+	zones := zonesChanged(c.snap, c.p.cfg.Direction, c.sub.desc, after)
 	changed, err := c.snap.Changes(string(c.sub.typ), after)
 	if err != nil || zones {
 		c.difference()
@@ -797,7 +797,7 @@ func (c *collector) difference() {
 // resume is what happened since revision from, for a peer that kept its state over a reconnect. What it has is taken
 // as sent in a version not known; what it should not have is removed whether it has it or not.
 func (c *collector) resume(from store.Revision) {
-	zones := dependsOnZones(c.p.cfg.Direction, c.sub.desc) && c.snap.LastChange(string(resource.ZoneType)) > from
+	zones := zonesChanged(c.snap, c.p.cfg.Direction, c.sub.desc, from)
 	for rec := range c.snap.List(string(c.sub.typ), "") {
 		selected := c.p.offer.selects(c.snap, c.sub.desc, rec)
 		switch {

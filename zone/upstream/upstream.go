@@ -122,7 +122,7 @@ func (u *Upstream) Run(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := u.connect(ctx)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, errStopping) {
 			return nil //nolint:nilerr // told to stop: whatever ended with it is no failure
 		}
 		if !u.refused(ctx, err) {
@@ -166,6 +166,10 @@ func (u *Upstream) connect(ctx context.Context) error {
 	defer readers.Wait()
 	defer func() { _ = conn.Close() }() // its only error is that it was closed before
 	session := uuid.NewString()
+	stopping := ctx.Done()
+	// The streams outlive ctx by one call, which tells the global that they end because the zone stops.
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	g, ctx := errgroup.WithContext(metadata.AppendToOutgoingContext(ctx,
 		kds.HeaderClientID, u.o.Config.Zone, kds.HeaderKDS, "v3", kds.HeaderVersion, u.o.Version.Version,
 		kds.HeaderFeatures, kds.FeaturePing, kds.HeaderPlaneID, u.o.Store.ID(), kds.HeaderSession, session))
@@ -178,8 +182,35 @@ func (u *Upstream) connect(ctx context.Context) error {
 		return u.supervise(ctx, kds.Up.String(), func(ctx context.Context) error { return u.send(ctx, client, &readers) })
 	})
 	u.superviseAdmin(ctx, g, admin)
+	g.Go(func() error {
+		select {
+		case <-stopping:
+			u.leave(ctx, admin)
+			return errStopping
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
 	return g.Wait()
 }
+
+// errStopping ends a connection because the zone stops.
+var errStopping = errors.New("the zone stops")
+
+// leave tells the global that the zone stops and will be back, so that it does not take it for dead. A global that cannot
+// be told within a moment has to believe what it sees.
+func (u *Upstream) leave(ctx context.Context, client meshv1.GlobalKDSServiceClient) {
+	if !u.Connected() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, kds.HeaderLeaving, "1"), leaveTimeout)
+	defer cancel()
+	if _, err := client.HealthCheck(ctx, &meshv1.ZoneHealthCheckRequest{}, grpc.WaitForReady(false)); err != nil {
+		u.o.Log.DebugContext(ctx, "the global was not told that the zone stops", "err", err)
+	}
+}
+
+const leaveTimeout = 500 * time.Millisecond
 
 // zoneToken puts the zone's token into every call.
 type zoneToken struct {
