@@ -22,6 +22,14 @@ func Service(tags map[string]string) string {
 	return tags[oldServiceTag]
 }
 
+// OutboundTags are the tags of what an outbound leads to. The oldest dataplanes name a service instead.
+func OutboundTags(o *meshv1.Dataplane_Networking_Outbound) map[string]string {
+	if len(o.GetTags()) == 0 && o.GetService() != "" {
+		return map[string]string{ServiceTag: o.GetService()}
+	}
+	return o.GetTags()
+}
+
 // Status sums up a proxy and the workload behind it.
 type Status uint8
 
