@@ -72,8 +72,9 @@ func (a *assembly) run() {
 		protocols = down
 	}
 	s.Protocol = CommonProtocol(protocols...)
-	if len(a.parts.local) == 0 && len(a.parts.remote) == 0 {
-		s.Outside = true
+	s.Outside = len(a.parts.local) == 0 && len(a.parts.remote) == 0
+	if len(s.Endpoints) > 0 {
+		s.Outside = !slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.External == nil })
 	}
 	s.TLSReady = mtls && a.tlsReady(s)
 	if len(s.Endpoints) == 0 && len(a.parts.local) == 0 && len(a.parts.external) == 0 {

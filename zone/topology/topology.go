@@ -44,7 +44,8 @@ type Service struct {
 	// TLSReady: clients may use TLS. In a mesh with mutual TLS every proxy of the service has a certificate of the enabled
 	// backend, or the mode is strict; in one without it is false.
 	TLSReady bool
-	// Outside: the service consists of external services only. It says so also while none of them can be reached.
+	// Outside is what External reports where there are endpoints; where there are none it says whether the service consists of
+	// external services only.
 	Outside bool
 }
 

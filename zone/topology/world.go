@@ -520,7 +520,7 @@ func (w *World) assemble(m *mesh, name string, weight uint32, d *MeshDirty) {
 		d.Services[name] = struct{}{}
 	default:
 		sameEndpoints := slices.EqualFunc(old.Endpoints, s.Endpoints, Endpoint.equal)
-		if old.Protocol != s.Protocol || old.TLSReady != s.TLSReady || old.External() != s.External() ||
+		if old.Protocol != s.Protocol || old.TLSReady != s.TLSReady || old.Outside != s.Outside ||
 			!sameEndpoints && (inline(old) || inline(s)) {
 			d.Services[name] = struct{}{}
 		} else if sameEndpoints {
