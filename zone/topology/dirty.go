@@ -1,5 +1,7 @@
 package topology
 
+import "github.com/meridian-mesh/meridian/api/policy"
+
 // Dirty says what a change made different. What it does not name is as it was.
 type Dirty struct {
 	// Meshes are the meshes in which something is different, by name.
@@ -26,7 +28,7 @@ type MeshDirty struct {
 	// Dataplanes are the names of the proxies that were written or deleted.
 	Dataplanes map[string]struct{}
 	// Policies are what was written or deleted.
-	Policies []PolicyChange
+	Policies policy.Difference
 	// Secrets are the names of the secrets with another content.
 	Secrets map[string]struct{}
 	// VIPs: the virtual addresses.
@@ -51,7 +53,7 @@ func (d *Dirty) mesh(name string) *MeshDirty {
 
 func (m *MeshDirty) empty() bool {
 	return !m.Whole && !m.VIPs && len(m.Endpoints) == 0 && len(m.Services) == 0 && len(m.Remote) == 0 && len(m.Dataplanes) == 0 &&
-		len(m.Policies) == 0 && len(m.Secrets) == 0
+		m.Policies.Empty() && len(m.Secrets) == 0
 }
 
 // Empty reports whether nothing is different.

@@ -32,10 +32,9 @@ func Types() []string {
 		string(resource.Mesh), string(resource.Secret), string(resource.GlobalSecret), string(resource.Dataplane), string(resource.ZoneIngress),
 		string(resource.ZoneEgress), string(resource.ServiceInsight),
 	}
-	for _, d := range resource.All() {
-		if d.Policy {
-			types = append(types, string(d.Name)) // external services among them
-		}
+	types = append(types, externalService)
+	for _, t := range policy.Types() {
+		types = append(types, string(t))
 	}
 	return types
 }
@@ -214,8 +213,8 @@ func (w *World) apply(c store.Change, d *Dirty) {
 			w.adminCA = data
 		}
 	default:
-		if row, ok := resource.Lookup(typ); ok && row.Policy {
-			w.setPolicy(c, d)
+		if policy.Holds(typ) {
+			w.setPolicy(c)
 		}
 	}
 }
@@ -243,8 +242,9 @@ func read[T any, M message[T]](w *World, c store.Change) M {
 func (w *World) of(name string) *mesh {
 	m := w.meshes[name]
 	if m == nil {
+		none, _ := policy.NewSet(name, func(func(*store.Record) bool) {})
 		m = &mesh{parts: make(map[string]*parts), Mesh: Mesh{
-			Name: name, Policies: &policy.Set{}, Services: make(map[string]*Service), Remote: make(map[string][]Endpoint),
+			Name: name, Policies: none, Services: make(map[string]*Service), Remote: make(map[string][]Endpoint),
 			Dataplanes: make(map[string]*meshv1.Dataplane), ExternalServices: make(map[string]*meshv1.ExternalService),
 			Secrets: make(map[string][]byte),
 		}}
@@ -504,11 +504,9 @@ func (w *World) assemble(m *mesh, name string, weight uint32, d *MeshDirty) {
 	}
 	if !slices.EqualFunc(m.Remote[name], a.remote, Endpoint.equal) {
 		d.Remote[name] = struct{}{}
-	}
-	if len(a.remote) == 0 {
-		delete(m.Remote, name)
-	} else {
-		m.Remote[name] = a.remote
+		if m.Remote[name] = a.remote; len(a.remote) == 0 {
+			delete(m.Remote, name)
+		}
 	}
 	switch s := a.service; {
 	case s == nil && old == nil:

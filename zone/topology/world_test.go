@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -16,6 +17,7 @@ import (
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -361,6 +363,10 @@ func drawChange(t *rapid.T) store.Change {
 	case 5:
 		return put(resource.ZoneEgress, "", name, zoneEgress([]string{"10.9.0.1", "10.9.0.2", "eg.example"}[shape%3]))
 	case 6:
+		if shape%2 == 0 {
+			to := []*meshv1.Selector{{Match: tags{"kuma.io/service": service}}}
+			return put(policy.Timeout, mesh, name, &meshv1.Timeout{Sources: to, Destinations: to, Conf: &meshv1.Timeout_Conf{}})
+		}
 		return put(resource.Secret, mesh, name, &systemv1.Secret{Data: wrapperspb.Bytes([]byte{byte(shape)})})
 	default:
 		inbounds := []*inbound{in(80, tagged)}
@@ -394,7 +400,16 @@ func look(w *World) seen {
 	return s
 }
 
-var comparing = cmp.Options{protocmp.Transform(), cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".Policies" }, cmp.Ignore())}
+// comparing compares sets of policies by what is in them: their index follows from it.
+var comparing = cmp.Options{protocmp.Transform(), cmp.Transformer("policies", func(s *policy.Set) []policy.Policy {
+	var all []policy.Policy
+	for _, t := range policy.Types() {
+		for _, p := range s.Of(t) {
+			all = append(all, policy.Policy{Type: p.Type, Mesh: p.Mesh, Name: p.Name, Spec: p.Spec})
+		}
+	}
+	return all
+}), cmpopts.IgnoreUnexported(policy.Policy{})}
 
 // TestAWorldIsThatOfItsState makes random histories and asks that the World that followed them is the one that is made from
 // where they led, and that what Dirty does not name is what it was.
