@@ -1,9 +1,21 @@
 // Package envoy makes the configuration of proxies: pure functions of the topology and a proxy. Nothing here reads a store, a
 // clock or the network, and equal inputs give equal outputs.
+//
+// [Sidecar] is the list of the parts of a sidecar's configuration; each part is a file: listeners of a workload
+// (inbound.go), of the services that it uses (outbound.go, routes.go, clusters.go), of redirected traffic (transparent.go),
+// and what stands beside them (admin.go, probes.go, prometheus.go, dns.go). Each policy is a file too. Which policies apply
+// is asked of api/policy, so that what is shown of them is what is done. [LoadAssignment] is apart: endpoints change more
+// often than anything else, and many proxies share them.
 package envoy
 
 import (
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/zone/topology"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
@@ -31,16 +43,15 @@ type Admin struct {
 // Output is the configuration of a proxy, except for what is resolved apart from it because it changes more often: endpoints
 // and secrets.
 type Output struct {
-	// Resources are of any kind but Endpoint and Secret.
+	// Resources are of any kind but Endpoint and Secret, sorted by kind and name.
 	Resources []*xds.Resource
-	// Endpoints name the load assignments that the clusters need.
+	// Endpoints name the load assignments that the clusters need, in the order of the clusters' names.
 	Endpoints []EndpointRef
-	// Secrets name the secrets that the resources refer to.
+	// Secrets name the secrets that the resources refer to, sorted.
 	Secrets []string
-	// Services are the services of the proxy's own mesh whose protocol, TLSReady or external endpoints the resources were made
-	// from, also ones that do not exist: when such a thing changes, the configuration is made again. Those of Endpoints need
-	// not be repeated.
-	Services []string
+	// Warnings say what the resources of the mesh ask for and the configuration does not do, each once, in a form that an
+	// operator understands.
+	Warnings []string
 }
 
 // EndpointRef is a cluster whose endpoints come by EDS: those of Service that carry all Tags.
@@ -51,7 +62,169 @@ type EndpointRef struct {
 	Tags    map[string]string // without kuma.io/service
 }
 
-// Sidecar makes the configuration of a sidecar or a delegated gateway.
+// Sidecar makes the configuration of a sidecar or a delegated gateway. admin may be nil: then there is no listener for the
+// control plane's administrative requests.
+//
+// An error names the policy or the resource that caused it; there is no configuration then. What can be left out without
+// doing something other than was asked for is left out, and named in Output.Warnings.
 func Sidecar(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
-	return nil, nil
+	g := newGenerator(mesh, p)
+	g.inbounds()
+	g.outbounds()
+	g.transparentProxying()
+	g.directAccess()
+	g.dns()
+	g.adminListener(admin)
+	g.probes()
+	g.prometheus()
+	g.tracingCluster()
+	out, err := g.finish()
+	if err != nil {
+		return nil, fmt.Errorf("configuration of %s in mesh %s: %w", p.Name, mesh.Name, err)
+	}
+	return out, nil
+}
+
+// generator makes the configuration of one sidecar.
+type generator struct {
+	// Set by newGenerator.
+	mesh         *topology.Mesh
+	proxy        *Proxy
+	dp           *meshv1.Dataplane
+	tags         multi
+	mtls         mtlsMode
+	ipv6         bool                                   // the proxy's own address is one
+	metrics      *meshv1.PrometheusMetricsBackendConfig // nil: none
+	outboundList []*outbound
+	matched      *policy.Matched
+	trace        *tracer // nil: requests are not traced
+
+	// Grow while parts are made.
+	p        packer
+	clusters map[string]*cluster
+	subsets  map[string]string // names by service and tags
+	made     resources
+	secrets  map[string]bool
+	warned   map[string]bool
+	out      Output
+}
+
+func newGenerator(mesh *topology.Mesh, p *Proxy) *generator {
+	g := &generator{
+		mesh: mesh, proxy: p, dp: p.Dataplane, tags: tagsOf(p.Dataplane), mtls: modeOf(mesh.Spec),
+		ipv6:     isIPv6(p.Dataplane.GetNetworking().GetAddress()),
+		clusters: make(map[string]*cluster), subsets: make(map[string]string),
+		secrets: make(map[string]bool), warned: make(map[string]bool),
+	}
+	g.metrics = g.effectivePrometheus()
+	g.outboundList = g.listOutbounds()
+	options := policy.Options{Outbounds: make([]map[string]string, len(g.outboundList))}
+	for i, o := range g.outboundList {
+		options.Outbounds[i] = o.tags
+	}
+	if g.metrics != nil {
+		options.Metrics = g.metrics.GetTags()
+	}
+	g.matched = mesh.Policies.Match(p.Dataplane, options)
+	for i, o := range g.outboundList {
+		o.policies = g.matched.Outbounds[i]
+	}
+	g.trace = g.findTracer()
+	return g
+}
+
+// listOutbounds are those that the proxy has: of redirected traffic they follow from the virtual addresses.
+func (g *generator) listOutbounds() []*outbound {
+	var out []*outbound
+	taken := make(map[string]bool)
+	add := func(address string, port uint32, tags map[string]string) {
+		name := outboundListenerName(address, port)
+		if taken[name] {
+			g.warn("outbound %s is there twice: the first is used", hostPort(address, port))
+			return
+		}
+		taken[name] = true
+		tags = spelledNow(tags)
+		out = append(out, &outbound{address: address, port: port, tags: tags, service: tags[serviceTag]})
+	}
+	virtual := make(map[string]bool)
+	if g.transparent() {
+		for _, v := range g.mesh.VIPs {
+			virtual[v.Address] = true
+			for _, o := range v.Outbounds {
+				if g.reachable(o.Tags) && !g.isOwnInbound(v.Address, o.Port) {
+					add(v.Address, o.Port, o.Tags)
+				}
+			}
+		}
+	}
+	for _, o := range g.dp.GetNetworking().GetOutbound() {
+		address := o.GetAddress()
+		if address == "" {
+			address = "127.0.0.1"
+		}
+		if !virtual[address] {
+			add(address, o.GetPort(), dataplane.OutboundTags(o))
+		}
+	}
+	return out
+}
+
+// inboundPolicies are what applies to one inbound.
+type inboundPolicies struct {
+	policy.Inbound
+	faults, limits []policy.Sourced
+	permission     *policy.From // MeshTrafficPermissions; nil: none
+	logs           *policy.From // MeshAccessLogs; nil: none
+}
+
+func (g *generator) inboundPolicies(i int) inboundPolicies {
+	in := inboundPolicies{Inbound: g.matched.Inbounds[i]}
+	in.faults, in.limits = in.FaultInjections, in.RateLimits
+	if from := g.matched.Permission.From; i < len(from) && len(from[i].Policies) > 0 {
+		in.permission = &from[i]
+	}
+	if from := g.matched.AccessLog.From; i < len(from) && len(from[i].Policies) > 0 {
+		in.logs = &from[i]
+	}
+	return in
+}
+
+// useMeshSecrets notes that the configuration refers to the certificate of the proxy and the authorities of its mesh.
+func (g *generator) useMeshSecrets() {
+	g.secrets[IdentitySecretName(g.mesh.Name)] = true
+	g.secrets[RootsSecretName(g.mesh.Name)] = true
+}
+
+func (g *generator) warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if !g.warned[text] {
+		g.warned[text] = true
+		g.out.Warnings = append(g.out.Warnings, text)
+	}
+}
+
+// specOf is the message of a policy, nil without one. Getters may be called on it all the same.
+func specOf[T proto.Message](p *policy.Policy) T {
+	var none T
+	if p == nil {
+		return none
+	}
+	spec, _ := p.Spec.(T)
+	return spec
+}
+
+// label names a policy in errors and warnings.
+func label(p *policy.Policy) string {
+	if p == nil {
+		return "policy"
+	}
+	return fmt.Sprintf("%s %q", p.Type, p.Name)
+}
+
+func cmpOr(p, fallback protocol) protocol {
+	if p == unknown {
+		return fallback
+	}
+	return p
 }

@@ -1,0 +1,115 @@
+package envoy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/meridian-mesh/meridian/zone/topology"
+)
+
+// LoadAssignment is where the cluster of ref leads: the endpoints of its service that carry all its tags. External services
+// that are reached without an egress are not among them: their addresses are part of their clusters, for only the proxies
+// with a permission may know them.
+func LoadAssignment(mesh *topology.Mesh, ref EndpointRef) (*endpointv3.ClusterLoadAssignment, error) {
+	var endpoints []topology.Endpoint
+	if s := mesh.Services[ref.Service]; s != nil {
+		for _, e := range s.Endpoints {
+			if !direct(e) && carries(e.Tags, ref.Tags) {
+				endpoints = append(endpoints, e)
+			}
+		}
+	}
+	cla := assignment(ref.Cluster, endpoints, mesh.Spec.GetRouting().GetLocalityAwareLoadBalancing())
+	if err := cla.ValidateAll(); err != nil {
+		return nil, fmt.Errorf("endpoints of cluster %q in mesh %q: %w", ref.Cluster, ref.Mesh, err)
+	}
+	return cla, nil
+}
+
+// direct: the endpoint is an external service, and no egress stands before it.
+func direct(e topology.Endpoint) bool { return e.External != nil && !e.ViaEgress }
+
+// place is what endpoints are grouped by.
+type place struct {
+	zone     string
+	priority uint32
+}
+
+// assignment groups and sorts endpoints. Of two with the same address and tags one is enough: several external services or
+// ingresses may lead to the same egress.
+func assignment(cluster string, endpoints []topology.Endpoint, localityAware bool) *endpointv3.ClusterLoadAssignment {
+	groups := make(map[place][]topology.Endpoint)
+	for _, e := range endpoints {
+		p := place{zone: e.Tags[zoneTag]}
+		if localityAware && e.Remote {
+			p.priority = 1
+		}
+		groups[p] = append(groups[p], e)
+	}
+	out := &endpointv3.ClusterLoadAssignment{ClusterName: cluster}
+	places := slices.SortedFunc(maps.Keys(groups), func(a, b place) int {
+		return cmp.Or(cmp.Compare(a.zone, b.zone), cmp.Compare(a.priority, b.priority))
+	})
+	for _, p := range places {
+		group := &endpointv3.LocalityLbEndpoints{Priority: p.priority}
+		if p.zone != "" {
+			group.Locality = &corev3.Locality{Zone: p.zone}
+		}
+		sortEndpoints(groups[p])
+		for i, e := range groups[p] {
+			if i > 0 && compareEndpoints(e, groups[p][i-1]) == 0 {
+				continue
+			}
+			group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(e))
+		}
+		out.Endpoints = append(out.Endpoints, group)
+	}
+	return out
+}
+
+func sortEndpoints(endpoints []topology.Endpoint) { slices.SortStableFunc(endpoints, compareEndpoints) }
+
+func compareEndpoints(a, b topology.Endpoint) int {
+	if c := cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port)); c != 0 {
+		return c
+	}
+	return strings.Compare(tagString(a.Tags), tagString(b.Tags))
+}
+
+func tagString(tags map[string]string) string {
+	var b strings.Builder
+	for k, v := range sorted(tags) {
+		b.WriteString(k + "=" + v + ",")
+	}
+	return b.String()
+}
+
+func lbEndpoint(e topology.Endpoint) *endpointv3.LbEndpoint {
+	return &endpointv3.LbEndpoint{
+		HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
+			Address: socketAddress(e.Address, e.Port),
+		}},
+		LoadBalancingWeight: u32(max(e.Weight, 1)),
+		Metadata:            endpointMetadata(without(e.Tags, serviceTag)),
+	}
+}
+
+// endpointMetadata puts tags where subsets of a cluster and transport sockets are chosen by.
+func endpointMetadata(tags map[string]string) *corev3.Metadata {
+	if len(tags) == 0 {
+		return nil
+	}
+	fields := make(map[string]*structpb.Value, len(tags))
+	for k, v := range tags {
+		fields[k] = structpb.NewStringValue(v)
+	}
+	s := &structpb.Struct{Fields: fields}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.lb": s, "envoy.transport_socket_match": s}}
+}

@@ -1,0 +1,3 @@
+package envoy
+
+func (g *generator) template() {}
