@@ -132,22 +132,22 @@ func (r *Rule) Trace() (*Trace, error) {
 	if len(backends) > 0 {
 		switch zipkin, datadog := backends[0].object("zipkin"), backends[0].object("datadog"); {
 		case zipkin != nil:
-			t.Zipkin = &Zipkin{URL: zipkin.text("url"), TraceID128Bit: zipkin.flag("traceId128bit") != nil && *zipkin.flag("traceId128bit"),
-				APIVersion: zipkin.text("apiVersion"), SharedSpanContext: zipkin.flag("sharedSpanContext")}
+			t.Zipkin = &Zipkin{URL: zipkin.text("url"), TraceID128Bit: zipkin.is("traceId128bit"), APIVersion: zipkin.text("apiVersion")}
+			if shared, ok := zipkin["sharedSpanContext"].(bool); ok {
+				t.Zipkin.SharedSpanContext = &shared
+			}
 		case datadog != nil:
-			split := datadog.flag("splitService")
-			t.Datadog = &Datadog{URL: datadog.text("url"), SplitService: split != nil && *split}
+			t.Datadog = &Datadog{URL: datadog.text("url"), SplitService: datadog.is("splitService")}
 		default:
 			errs = append(errs, errors.New("backends[0]: neither zipkin nor datadog"))
 		}
 	}
 	sampling := conf.object("sampling")
-	for name, field := range map[string]**float64{"overall": &t.Overall, "client": &t.Client, "random": &t.Random} {
-		var err error
-		if *field, err = sampling.percentage(name); err != nil {
-			errs = append(errs, err)
-		}
-	}
+	var overall, client, random error
+	t.Overall, overall = sampling.percentage("overall")
+	t.Client, client = sampling.percentage("client")
+	t.Random, random = sampling.percentage("random")
+	errs = append(errs, overall, client, random)
 	for _, tag := range conf.list("tags") {
 		out := TraceTag{Name: tag.text("name"), Literal: tag.text("literal")}
 		if header := tag.object("header"); header != nil {
@@ -182,11 +182,9 @@ func (n node) list(name string) []node {
 	return out
 }
 
-func (n node) flag(name string) *bool {
-	if b, ok := n[name].(bool); ok {
-		return &b
-	}
-	return nil
+func (n node) is(name string) bool {
+	b, _ := n[name].(bool)
+	return b
 }
 
 // percentage is a number from 0 to 100, or how later generations write fractions: a string with one.

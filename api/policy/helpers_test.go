@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -31,11 +32,10 @@ func at(seconds int) time.Time { return time.Unix(1_700_000_000+int64(seconds), 
 
 // record is a stored policy. body are the fields of its specification as JSON, created the time in the sense of at; 0: not
 // known.
-func record(tb testing.TB, typ resource.Type, name, body string, created int) *store.Record {
-	tb.Helper()
+func record(typ resource.Type, name, body string, created int) *store.Record {
 	d, ok := resource.Lookup(typ)
 	if !ok {
-		tb.Fatalf("no type %s", typ)
+		panic("no type " + typ)
 	}
 	rec := &store.Record{Key: store.Key{Type: string(typ), Mesh: "default", Name: name}}
 	if created != 0 {
@@ -43,17 +43,14 @@ func record(tb testing.TB, typ resource.Type, name, body string, created int) *s
 	}
 	if d.IsJSON() {
 		if !json.Valid([]byte(body)) {
-			tb.Fatalf("%s: not JSON: %s", name, body)
+			panic(name + ": not JSON: " + body)
 		}
 		rec.Spec = []byte(body)
 		return rec
 	}
 	doc, err := codec.Decode(d, "application/json", []byte(body))
-	if err != nil {
-		tb.Fatalf("%s: %v", name, err)
-	}
-	if len(doc.Unknown) > 0 {
-		tb.Fatalf("%s: unknown fields %v", name, doc.Unknown)
+	if err != nil || len(doc.Unknown) > 0 {
+		panic(fmt.Sprintf("%s: %v, unknown fields %v", name, err, doc))
 	}
 	rec.Spec = doc.Spec
 	return rec

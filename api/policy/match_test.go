@@ -9,8 +9,8 @@ import (
 func TestTheMoreSpecificTimeoutCounts(t *testing.T) {
 	any := []tags{service("*")}
 	set := newSet(t,
-		record(t, policy.Timeout, "all", connection(any, any, ""), 1),
-		record(t, policy.Timeout, "one", connection(any, []tags{service("b")}, ""), 1),
+		record(policy.Timeout, "all", connection(any, any, ""), 1),
+		record(policy.Timeout, "one", connection(any, []tags{service("b")}, ""), 1),
 	)
 	m := set.Match(sidecar(service("a")), policy.Options{Outbounds: []tags{service("b"), service("c")}})
 	if name(m.Outbounds[0].Timeout) != "one" || name(m.Outbounds[1].Timeout) != "all" {

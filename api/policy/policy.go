@@ -146,6 +146,11 @@ func (p *Policy) compile() {
 			drop = []string{protocolTag, oldProtocolTag}
 		}
 		p.sources, p.targets = selectors(spec.GetSources()), selectors(spec.GetDestinations(), drop...)
+		if p.Type == FaultInjection {
+			for i := range p.sources {
+				p.sources[i].match = spellProtocol(p.sources[i].match)
+			}
+		}
 	case proxyPolicy:
 		p.targets = selectors(spec.GetSelectors())
 		if len(p.targets) == 0 {

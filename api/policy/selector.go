@@ -124,3 +124,17 @@ func normalize(tags map[string]string) map[string]string {
 	out[serviceTag] = service
 	return out
 }
+
+// spellProtocol returns tags with the protocol under the name that proxies have it under, as it is said to Kuma too.
+func spellProtocol(tags map[string]string) map[string]string {
+	protocol, ok := tags[oldProtocolTag]
+	if !ok {
+		return tags
+	}
+	out := maps.Clone(tags)
+	delete(out, oldProtocolTag)
+	if _, ok := out[protocolTag]; !ok {
+		out[protocolTag] = protocol
+	}
+	return out
+}
