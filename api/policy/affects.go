@@ -41,7 +41,9 @@ func (d Difference) Empty() bool { return len(d.removed) == 0 && len(d.added) ==
 // Affects reports whether the difference may change what a proxy is given. false is certain.
 func (d Difference) Affects(dp *meshv1.Dataplane, o Options) bool {
 	v := viewOf(dp)
-	return slices.ContainsFunc(d.removed, func(p *Policy) bool { return d.before.affects(p, v, o) }) ||
+	// A mesh's first routes replace the one that all its proxies had, and its last ones leave it to them.
+	firstRoutes := len(d.before.Of(TrafficRoute)) == 0 != (len(d.after.Of(TrafficRoute)) == 0)
+	return firstRoutes || slices.ContainsFunc(d.removed, func(p *Policy) bool { return d.before.affects(p, v, o) }) ||
 		slices.ContainsFunc(d.added, func(p *Policy) bool { return d.after.affects(p, v, o) })
 }
 
@@ -59,7 +61,7 @@ func (s *Set) affects(p *Policy, v view, o Options) bool {
 	}
 	switch p.Type {
 	case TrafficRoute:
-		// Beside the first route of a mesh there is the one that all proxies had before.
+		// Without the only route of a mesh, all its proxies have the one of a mesh without any.
 		return from() || len(s.Of(TrafficRoute)) <= 1
 	case Timeout, TrafficLog, HealthCheck, CircuitBreaker, Retry:
 		return from()

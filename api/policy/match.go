@@ -339,18 +339,9 @@ func (s *Set) sourced(t resource.Type, tags map[string]string) []Sourced {
 	out := make([]Sourced, len(found))
 	for i, at := range found {
 		p := table.policies[at]
-		out[i] = Sourced{Policy: p, Sources: p.sourceTags()}
+		out[i] = Sourced{Policy: p, Sources: p.sourceTags}
 	}
 	return out
-}
-
-// sourceTags are the tags of the sources, in the spelling that proxies have.
-func (p *Policy) sourceTags() []map[string]string {
-	tags := make([]map[string]string, len(p.sources))
-	for i := range p.sources {
-		tags[i] = p.sources[i].match
-	}
-	return tags
 }
 
 // Client chooses policies for the connections of a client.

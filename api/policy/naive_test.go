@@ -627,4 +627,3 @@ func (n naive) mayReach(external tags, proxy []tags) bool {
 func refTypes() []resource.Type {
 	return []resource.Type{policy.MeshAccessLog, policy.MeshTrace, policy.MeshTrafficPermission}
 }
-

@@ -81,6 +81,8 @@ type Policy struct {
 	// sources are where a connection must come from; targets are what the policy is for: destinations of a connection, or
 	// proxies. Both stand in the order of the specification.
 	sources, targets []selector
+	// sourceTags are the tags of the sources, in the spelling that proxies have.
+	sourceTags []map[string]string
 }
 
 // Key is the key of the record that the policy was made from.
@@ -146,10 +148,12 @@ func (p *Policy) compile() {
 			drop = []string{protocolTag, oldProtocolTag}
 		}
 		p.sources, p.targets = selectors(spec.GetSources()), selectors(spec.GetDestinations(), drop...)
-		if p.Type == FaultInjection {
-			for i := range p.sources {
-				p.sources[i].match = spellProtocol(p.sources[i].match)
+		for _, s := range spec.GetSources() {
+			match := s.GetMatch()
+			if p.Type == FaultInjection {
+				match = spellProtocol(match)
 			}
+			p.sourceTags = append(p.sourceTags, match)
 		}
 	case proxyPolicy:
 		p.targets = selectors(spec.GetSelectors())

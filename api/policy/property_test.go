@@ -129,7 +129,9 @@ func drawRecord(t *rapid.T, typ resource.Type, i int) *store.Record {
 
 // drawType draws the types of a world, most often few of them, so that there are many of each.
 func drawWorld(t *rapid.T) world {
-	types := slices.DeleteFunc(policy.Types(), func(typ resource.Type) bool { return strings.HasPrefix(string(typ), "MeshGateway") || typ == policy.VirtualOutbound })
+	types := slices.DeleteFunc(policy.Types(), func(typ resource.Type) bool {
+		return strings.HasPrefix(string(typ), "MeshGateway") || typ == policy.VirtualOutbound
+	})
 	var w world
 	for _, typ := range rapid.SliceOfNDistinct(rapid.SampledFrom(types), 1, 3, rapid.ID).Draw(t, "types") {
 		for i := range rapid.IntRange(0, 5).Draw(t, "policies") {

@@ -36,8 +36,6 @@ type selector struct {
 	// rest are the other conditions, sorted; kuma.io/service is among them only when it must be present with any value.
 	rest []condition
 	rank rank
-	// match is the specification's map: shared, read-only.
-	match map[string]string
 }
 
 type condition struct{ key, value string }
@@ -55,7 +53,7 @@ func selectors(list []*meshv1.Selector, drop ...string) []selector {
 
 // newSelector makes a selector of tags, without those named in drop.
 func newSelector(match map[string]string, drop ...string) selector {
-	s := selector{match: match}
+	var s selector
 	for k, v := range match {
 		if slices.Contains(drop, k) {
 			continue
