@@ -30,7 +30,26 @@ func (s subscription) has(name string) bool {
 	return named || s.all
 }
 
-func (s subscription) equal(o subscription) bool { return s.all == o.all && maps.Equal(s.names, o.names) }
+// and returns what both ask for, o being no more than names when s is.
+func (s subscription) and(o subscription) subscription {
+	switch {
+	case o.all:
+		return s
+	case s.all:
+		return o
+	}
+	names := make(map[string]struct{}, len(o.names))
+	for name := range o.names {
+		if s.has(name) {
+			names[name] = struct{}{}
+		}
+	}
+	return subscription{names: names}
+}
+
+func (s subscription) equal(o subscription) bool {
+	return s.all == o.all && maps.Equal(s.names, o.names)
+}
 
 // contents is the resources of one kind in a Config that a subscription names. Without a Config it is empty.
 type contents struct {
@@ -77,9 +96,11 @@ func (c contents) each(f func(name string) bool) {
 type watch struct {
 	subscribed bool         // there was a request
 	want       subscription // of the latest request
-	held       contents     // of the latest response that was sent; without a Config: none was
+	held       contents     // of the latest response that was sent, less what is no longer wanted; without a Config: none was
 	rejected   bool         // the proxy rejected that response
+	nonce      string       // of the latest response
 	answered   string       // nonce that the latest request carried
+	stale      bool         // a request was passed over because it carried the nonce of an older response
 	whole      bool         // the next response must hold everything subscribed to
 	// again: the next response is due although nothing changed, and must hold everything subscribed to.
 	again bool
@@ -109,10 +130,8 @@ func (w *watch) due(k Kind, c *Config) bool {
 		return true
 	case c.Version(k) == held.config.Version(k) && w.want.equal(held.sub):
 		return false
-	case w.want.all != held.sub.all:
-		return true
 	case w.want.all:
-		return c.Version(k) != held.config.Version(k)
+		return !held.sub.all || c.Version(k) != held.config.Version(k)
 	}
 	next := contents{c, k, w.want}
 	due := false
@@ -182,19 +201,22 @@ func (st *stream) CreateWatch(req *cache.Request, s cache.Subscription, out chan
 	st.node.mu.Lock()
 	defer st.node.mu.Unlock()
 	w := &st.watches[k]
-	repeated := req.GetResponseNonce() != "" && req.GetResponseNonce() == w.answered
-	same := w.subscribed && want.equal(w.want)
-	w.subscribed, w.want, w.answered = true, want, req.GetResponseNonce()
-	switch {
-	case req.GetErrorDetail() != nil:
+	repeated := w.answered != "" && w.answered == req.GetResponseNonce() && w.want.equal(want)
+	raced := w.stale
+	w.subscribed, w.want, w.answered, w.stale = true, want, req.GetResponseNonce(), false
+	if req.GetErrorDetail() != nil {
 		w.rejected = true
-	case w.rejected || w.held.config == nil || want.all || len(want.names) == 0:
-		// What was rejected is not sent again, and the first response is due anyway.
-	case repeated && same, k == Endpoint && w.whole:
-		// The proxy has forgotten what it holds, and wants it again: Envoy does that with the endpoints of a cluster that a
-		// response has replaced, and keeps the new cluster warming until it gets them. It says so by repeating a request
-		// that it made before, or (when it joins that to an acknowledgement) by a request after the clusters were sent.
-		w.again = true
+	}
+	if w.held.config != nil && !w.rejected { // what was rejected is compared as a whole, and not sent again
+		// A proxy forgets what it no longer subscribes to, and wants it again when it subscribes once more.
+		w.held.sub = w.held.sub.and(want)
+		// It may do both between two requests. Envoy does with the endpoints of a cluster that a response has replaced, and
+		// keeps the new cluster warming until it gets them. What tells of it is a request that repeats the one before; a request
+		// that was passed over, as it met a response on the way; and, when Envoy joins it to an acknowledgement, nothing but
+		// that clusters were sent before.
+		if !want.all && len(want.names) > 0 && (repeated || raced || k == Endpoint && w.whole) {
+			w.again = true
+		}
 	}
 	w.open, w.out = req, out
 	st.pump()
