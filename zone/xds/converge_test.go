@@ -288,6 +288,7 @@ type model struct {
 
 type modelKind struct {
 	subscribed, wild bool
+	wasWild          bool
 	names            []string
 	ever             map[string]bool // named so far
 	held             content
@@ -302,6 +303,7 @@ func (m *model) subscribe(k Kind, names []string) {
 	s := &m.kinds[k]
 	if !s.subscribed {
 		s.subscribed, s.held, s.wild = true, content{}, k.complete() && len(names) == 0
+		s.wasWild = s.wild
 	} else if len(names) > 0 {
 		s.wild = false
 	}
@@ -406,7 +408,7 @@ func (m *model) check(k Kind, version string, got content) error {
 		if was, ok := states[0][name]; !ok || was != n {
 			return fmt.Errorf("%s: response %v is not a part of %v", kindLabels[k], got, states[0])
 		}
-		if !s.wild && !s.ever[name] {
+		if !s.wasWild && !s.ever[name] {
 			return fmt.Errorf("%s: response %v holds more than was ever named: %v", kindLabels[k], got, s.ever)
 		}
 	}

@@ -143,8 +143,7 @@ func (s *Server) Publish(nodeID string, c *Config) {
 	n.config = c
 	now := time.Now()
 	for st := range n.streams {
-		st.changed(now)
-		st.pump()
+		st.pump(now)
 	}
 }
 
