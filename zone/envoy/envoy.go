@@ -49,6 +49,9 @@ type Output struct {
 	Endpoints []EndpointRef
 	// Secrets name the secrets that the resources refer to, sorted.
 	Secrets []string
+	// Services are the services of the mesh whose protocol, TLSReady or external endpoints the resources were made from, sorted.
+	// Some may not exist: that they appear makes another configuration too.
+	Services []string
 	// Warnings say what the resources of the mesh ask for and the configuration does not do, each once, in a form that an
 	// operator understands.
 	Warnings []string
@@ -105,6 +108,7 @@ type generator struct {
 	subsets  map[string]string // names by service and tags
 	made     resources
 	secrets  map[string]bool
+	services map[string]bool // that were looked at
 	warned   map[string]bool
 	out      Output
 }
@@ -114,7 +118,7 @@ func newGenerator(mesh *topology.Mesh, p *Proxy) *generator {
 		mesh: mesh, proxy: p, dp: p.Dataplane, tags: tagsOf(p.Dataplane), mtls: modeOf(mesh.Spec),
 		ipv6:     isIPv6(p.Dataplane.GetNetworking().GetAddress()),
 		clusters: make(map[string]*cluster), subsets: make(map[string]string),
-		secrets: make(map[string]bool), warned: make(map[string]bool),
+		secrets: make(map[string]bool), services: make(map[string]bool), warned: make(map[string]bool),
 	}
 	g.metrics = g.effectivePrometheus()
 	g.outboundList = g.listOutbounds()

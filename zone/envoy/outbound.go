@@ -219,6 +219,7 @@ func (g *generator) subsetName(service string, tags map[string]string) string {
 
 // resolveEndpoints finds what the proxy may know of the endpoints.
 func (g *generator) resolveEndpoints(c *cluster) {
+	g.services[c.service] = true
 	s := g.mesh.Services[c.service]
 	if s == nil {
 		return

@@ -90,5 +90,6 @@ func (g *generator) finish() (*Output, error) {
 	})
 	slices.SortFunc(g.out.Endpoints, func(a, b EndpointRef) int { return cmp.Compare(a.Cluster, b.Cluster) })
 	g.out.Secrets = slices.Sorted(maps.Keys(g.secrets))
+	g.out.Services = slices.Sorted(maps.Keys(g.services))
 	return &g.out, nil
 }

@@ -518,7 +518,9 @@ func (w *World) assemble(m *mesh, name string, weight uint32, d *MeshDirty) {
 		d.Services[name] = struct{}{}
 	default:
 		sameEndpoints := slices.EqualFunc(old.Endpoints, s.Endpoints, Endpoint.equal)
-		if old.Protocol != s.Protocol || old.TLSReady != s.TLSReady || old.Outside != s.Outside ||
+		// Of a service without a protocol it matters whether there is anything at all.
+		appeared := s.Protocol == "" && (len(old.Endpoints) == 0) != (len(s.Endpoints) == 0)
+		if appeared || old.Protocol != s.Protocol || old.TLSReady != s.TLSReady || old.Outside != s.Outside ||
 			!sameEndpoints && (inline(old) || inline(s)) {
 			d.Services[name] = struct{}{}
 		} else if sameEndpoints {

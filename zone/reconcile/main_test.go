@@ -1,4 +1,4 @@
-package xds
+package reconcile
 
 import (
 	"testing"

@@ -1,0 +1,195 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/zone/envoy"
+	"github.com/meridian-mesh/meridian/zone/mtls"
+	"github.com/meridian-mesh/meridian/zone/topology"
+	"github.com/meridian-mesh/meridian/zone/xds"
+)
+
+// allKinds are the kinds of resources of a configuration.
+var allKinds = [...]xds.Kind{xds.Cluster, xds.Endpoint, xds.Secret, xds.Listener, xds.Route, xds.Runtime}
+
+// errWait says that there is nothing to make a configuration from: the mesh or the resource of the proxy is not here. What the
+// proxy has stays.
+var errWait = errors.New("nothing to configure the proxy from")
+
+// result is what a worker made for a proxy.
+type result struct {
+	proxy     *proxy
+	dataplane *meshv1.Dataplane
+	out       *envoy.Output
+	refs      []*assignment
+	config    *xds.Config
+	identity  identities
+	supported []string // backends that are trusted, of the proxy's own mesh
+	seconds   float64
+	err       error
+	stack     []byte // of a panic
+}
+
+// build makes what p needs. It is run by workers: it reads p and the World, and changes neither.
+func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
+	begin := time.Now()
+	res = result{proxy: p, out: p.out, refs: p.refs, config: p.config, identity: p.identity}
+	defer func() {
+		if v := recover(); v != nil {
+			res.err, res.stack = fmt.Errorf("panic: %v", v), debug.Stack()
+		}
+		res.seconds = time.Since(begin).Seconds()
+	}()
+	mesh := r.world.Mesh(p.Mesh)
+	all := p.need&needAll != 0 || p.out == nil
+	switch p.Kind {
+	case Sidecar:
+		if mesh == nil || mesh.Dataplanes[p.Name] == nil {
+			res.err = errWait
+			return res
+		}
+		res.dataplane = mesh.Dataplanes[p.Name]
+	case Ingress:
+		if r.world.Ingress(p.Name) == nil {
+			res.err = errWait
+			return res
+		}
+	case Egress:
+		if r.world.Egress(p.Name) == nil {
+			res.err = errWait
+			return res
+		}
+	}
+	if all {
+		make := r.builders.of(&p.Connected)
+		if make == nil {
+			res.err = fmt.Errorf("proxies of this kind (%s) cannot be configured", p.Kind)
+			return res
+		}
+		out, err := make(&Input{World: r.world, Mesh: mesh, Dataplane: res.dataplane, Proxy: p.Connected})
+		if err != nil {
+			res.err = err
+			return res
+		}
+		for i, one := range out.Resources {
+			out.Resources[i] = r.interned.of(one)
+		}
+		res.out, res.refs = out, nil
+		for _, ref := range out.Endpoints {
+			ref.Mesh = meshOf(p, &ref)
+			res.refs = append(res.refs, r.assignments.of(ref))
+		}
+	}
+	if !all && p.need == needEndpoints {
+		res.config, res.err = r.freshEndpoints(p)
+		return res
+	}
+	resources := slices.Clone(res.out.Resources)
+	for _, e := range res.refs {
+		one, err := r.assignments.current(e, r.world.Mesh(e.ref.Mesh))
+		if err != nil {
+			res.err = err
+			return res
+		}
+		resources = append(resources, one)
+	}
+	secrets, err := r.secrets(ctx, &res, mesh)
+	if err != nil {
+		res.err = err
+		return res
+	}
+	res.config, res.err = xds.NewConfig(append(resources, secrets...)...)
+	return res
+}
+
+// freshEndpoints is the configuration of p with the endpoints that are current.
+func (r *Reconciler) freshEndpoints(p *proxy) (*xds.Config, error) {
+	var changed []*xds.Resource
+	for _, e := range p.refs {
+		one, err := r.assignments.current(e, r.world.Mesh(e.ref.Mesh))
+		if err != nil {
+			return nil, err
+		}
+		if p.config.Get(xds.Endpoint, one.Name) != one {
+			changed = append(changed, one)
+		}
+	}
+	if len(changed) == 0 {
+		return p.config, nil
+	}
+	return p.config.Replace(changed...), nil
+}
+
+// secrets are the secrets that the configuration refers to. Certificates that still fit are kept.
+func (r *Reconciler) secrets(ctx context.Context, res *result, own *topology.Mesh) ([]*xds.Resource, error) {
+	var out []*xds.Resource
+	res.identity = make(identities)
+	for _, name := range res.out.Secrets {
+		if meshName, ok := strings.CutPrefix(name, mtls.RootsName("")); ok {
+			if name == mtls.AllRootsName {
+				return nil, fmt.Errorf("secret %q: bundles of several meshes are not made", name)
+			}
+			mesh := r.world.Mesh(meshName)
+			if mesh == nil {
+				return nil, fmt.Errorf("secret %q: there is no such mesh", name)
+			}
+			t, err := r.trust.of(mesh)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, t.res)
+			if mesh == own {
+				res.supported = t.roots.Backends
+			}
+			continue
+		}
+		meshName, ok := strings.CutPrefix(name, mtls.IdentityName(""))
+		mesh := r.world.Mesh(meshName)
+		if !ok || mesh == nil {
+			return nil, fmt.Errorf("secret %q: there is no such secret", name)
+		}
+		id, err := r.identityOf(ctx, res, mesh)
+		if err != nil {
+			return nil, err
+		}
+		res.identity[meshName] = id
+		out = append(out, id.secret)
+	}
+	return out, nil
+}
+
+// identityOf is the identity of a proxy in a mesh: the one it has, where that fits and is not due, or a new one.
+func (r *Reconciler) identityOf(ctx context.Context, res *result, mesh *topology.Mesh) (*identity, error) {
+	req := mtls.IdentityRequest{Mesh: mesh.Name, Tags: mtls.EgressTags()}
+	if res.dataplane != nil {
+		req.Tags = mtls.TagsOf(res.dataplane)
+	}
+	had := res.proxy.identity[mesh.Name]
+	if had != nil && r.now().Before(had.RenewAt) && had.Fits(mesh.Spec, mesh.Secrets, req) {
+		return had, nil
+	}
+	id, err := r.trust.authority.Issue(ctx, mesh.Spec, mesh.Secrets, req)
+	if err != nil {
+		return nil, fmt.Errorf("certificate in mesh %q: %w", mesh.Name, err)
+	}
+	secret, err := xds.NewResource(xds.Secret, mtls.IdentityName(mesh.Name), mtls.IdentitySecret(mesh.Name, id))
+	if err != nil {
+		return nil, fmt.Errorf("certificate in mesh %q: %w", mesh.Name, err)
+	}
+	return &identity{id, secret}, nil
+}
+
+// same reports whether two configurations are equal in all kinds.
+func same(a, b *xds.Config) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return !slices.ContainsFunc(allKinds[:], func(k xds.Kind) bool { return a.Version(k) != b.Version(k) })
+}

@@ -1,0 +1,42 @@
+package reconcile
+
+import (
+	"fmt"
+
+	"github.com/meridian-mesh/meridian/zone/envoy"
+	"github.com/meridian-mesh/meridian/zone/mtls"
+)
+
+// AdminCertificates makes the certificates of administration ports. It is [mtls.Authority].
+type AdminCertificates interface {
+	AdminServer(ca []byte, address string) (*mtls.AdminCertificate, error)
+}
+
+// SidecarBuilder is the Builder of sidecars and delegated gateways.
+func SidecarBuilder(admin AdminCertificates) Builder {
+	return func(in *Input) (*envoy.Output, error) {
+		cert, err := adminOf(in, admin, in.Dataplane.GetNetworking().GetAddress())
+		if err != nil {
+			return nil, err
+		}
+		m := in.Proxy.Metadata
+		return envoy.Sidecar(in.Mesh, &envoy.Proxy{
+			Mesh: in.Proxy.Mesh, Name: in.Proxy.Name, Dataplane: in.Dataplane, AdminAddress: m.AdminAddress, AdminPort: m.AdminPort,
+			DNSPort: m.DNSPort, EmptyDNSPort: m.EmptyDNSPort, Features: m.Features,
+		}, cert)
+	}
+}
+
+// adminOf is what the administration listener of a proxy needs; nil when the zone has no authority for it, or the proxy no
+// administration.
+func adminOf(in *Input, admin AdminCertificates, address string) (*envoy.Admin, error) {
+	ca := in.World.AdminCA()
+	if len(ca) == 0 || in.Proxy.Metadata.AdminPort == 0 || address == "" {
+		return nil, nil //nolint:nilnil // a proxy without is nothing out of the way
+	}
+	cert, err := admin.AdminServer(ca, address)
+	if err != nil {
+		return nil, fmt.Errorf("certificate of the administration port: %w", err)
+	}
+	return &envoy.Admin{Cert: cert.CertPEM, Key: cert.KeyPEM, CA: cert.CAPEM}, nil
+}

@@ -1,0 +1,133 @@
+package reconcile
+
+import (
+	"time"
+
+	"github.com/meridian-mesh/meridian/api/dataplane"
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/policy"
+	"github.com/meridian-mesh/meridian/zone/topology"
+)
+
+// mark marks the proxies that what is different can affect.
+func (r *Reconciler) mark(d *topology.Dirty, since time.Time) {
+	for name, md := range d.Meshes {
+		r.markMesh(name, md, since)
+	}
+	for _, p := range r.anyOf(r.zonal) {
+		r.markZonal(p, d, since)
+	}
+	if d.AdminCA {
+		for _, p := range r.proxies {
+			r.need(p, needAll|needSecrets, causeZone, since)
+		}
+	}
+	if !d.Empty() {
+		// Of these it is not known what they depend on.
+		for p := range r.failed {
+			r.need(p, needAll|needSecrets, p.cause, since)
+		}
+	}
+	if d.Available {
+		r.offer.set(r.world.AvailableServices())
+	}
+	r.hosts.want(r.world.Hosts())
+}
+
+func (r *Reconciler) anyOf(s set[*proxy]) []*proxy {
+	list := make([]*proxy, 0, len(s))
+	for p := range s {
+		list = append(list, p)
+	}
+	return list
+}
+
+func (r *Reconciler) markMesh(name string, md *topology.MeshDirty, since time.Time) {
+	mesh := r.world.Mesh(name)
+	if mesh == nil {
+		// Proxies of a mesh that is not there keep what they have.
+		r.trust.forget(name)
+		return
+	}
+	switch {
+	case md.Whole:
+		for p := range r.byMesh[name] {
+			r.need(p, needAll|needSecrets, causeMesh, since)
+		}
+	case len(md.Secrets) > 0:
+		for p := range r.byMesh[name] {
+			r.need(p, needAll|needSecrets, causeSecret, since)
+		}
+	}
+	if !md.Policies.Empty() || md.VIPs || len(md.Dataplanes) > 0 {
+		r.markByDataplane(mesh, md, since)
+	}
+	for service := range md.Services {
+		for p := range r.byForm[serviceKey{name, service}] {
+			r.need(p, needAll, causeService, since)
+		}
+	}
+	for service := range md.Endpoints {
+		for p := range r.byEnds[serviceKey{name, service}] {
+			r.need(p, needEndpoints, causeEndpoints, since)
+		}
+	}
+}
+
+// markByDataplane marks the proxies of a mesh by what their Dataplanes say.
+func (r *Reconciler) markByDataplane(mesh *topology.Mesh, md *topology.MeshDirty, since time.Time) {
+	options := policyOptions(mesh)
+	for p := range r.byMesh[mesh.Name] {
+		dp := mesh.Dataplanes[p.Name]
+		_, itself := md.Dataplanes[p.Name]
+		transparent := dp.GetNetworking().GetTransparentProxying()
+		switch {
+		case itself, len(md.Dataplanes) > 0 && len(transparent.GetDirectAccessServices()) > 0:
+			r.need(p, needAll|needSecrets, causeDataplane, since)
+		case dp == nil:
+		case md.VIPs && transparent != nil:
+			r.need(p, needAll, causeVIPs, since)
+		case !md.Policies.Empty() && md.Policies.Affects(dp, options(dp)):
+			r.need(p, needAll, causePolicy, since)
+		}
+	}
+}
+
+// policyOptions returns what decides, beside a Dataplane, which policies reach its proxy: the tags of the listener for metrics,
+// and of external services that any proxy of the mesh may reach.
+func policyOptions(mesh *topology.Mesh) func(*meshv1.Dataplane) policy.Options {
+	var externals []map[string]string
+	for _, es := range mesh.ExternalServices {
+		externals = append(externals, es.GetTags())
+	}
+	return func(dp *meshv1.Dataplane) policy.Options {
+		metrics, _ := dataplane.Prometheus(mesh.Spec, dp) // what cannot be read fails the configuration too
+		return policy.Options{Externals: externals, Metrics: metrics.GetTags()}
+	}
+}
+
+// markZonal marks an ingress or an egress: its configuration is made of all meshes.
+func (r *Reconciler) markZonal(p *proxy, d *topology.Dirty, since time.Time) {
+	_, in := d.Ingresses[p.Name]
+	_, out := d.Egresses[p.Name]
+	if p.Kind == Ingress && in || p.Kind == Egress && (out || len(d.Ingresses) > 0) {
+		r.need(p, needAll|needSecrets, causeZone, since)
+	}
+	for name, md := range d.Meshes {
+		switch {
+		case md.Whole || len(md.Secrets) > 0:
+			r.need(p, needAll|needSecrets, causeMesh, since)
+		case len(md.Services) > 0:
+			r.need(p, needAll, causeService, since)
+		case !md.Policies.Empty():
+			r.need(p, needAll, causePolicy, since)
+		}
+		for _, changed := range []map[string]struct{}{md.Endpoints, md.Remote} {
+			for service := range changed {
+				if _, uses := r.byEnds[serviceKey{name, service}][p]; uses {
+					r.need(p, needEndpoints, causeEndpoints, since)
+				}
+			}
+		}
+	}
+}
