@@ -33,18 +33,18 @@ type AdminCertificate struct {
 }
 
 // String tells of the certificate without its key.
-func (c *AdminCertificate) String() string {
+func (c AdminCertificate) String() string {
 	return "admin certificate until " + c.NotAfter.UTC().Format(time.RFC3339)
 }
 
 // Format is String for every verb.
-func (c *AdminCertificate) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(c.String())) }
+func (c AdminCertificate) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(c.String())) }
 
 // LogValue is String.
-func (c *AdminCertificate) LogValue() slog.Value { return slog.StringValue(c.String()) }
+func (c AdminCertificate) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // MarshalJSON is String.
-func (c *AdminCertificate) MarshalJSON() ([]byte, error) {
+func (c AdminCertificate) MarshalJSON() ([]byte, error) {
 	return fmt.Appendf(nil, "%q", c.String()), nil
 }
 

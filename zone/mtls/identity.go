@@ -54,24 +54,21 @@ func (id *Identity) Fits(spec *meshv1.Mesh, secrets map[string][]byte, req Ident
 }
 
 // String tells of the identity without its key.
-func (id *Identity) String() string {
-	if id == nil {
-		return "no identity"
-	}
+func (id Identity) String() string {
 	return fmt.Sprintf("identity by %s until %s", id.Backend, id.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // GoString is String: %#v prints no key either.
-func (id *Identity) GoString() string { return id.String() }
+func (id Identity) GoString() string { return id.String() }
 
 // Format is String for every verb.
-func (id *Identity) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(id.String())) }
+func (id Identity) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(id.String())) }
 
 // LogValue is String.
-func (id *Identity) LogValue() slog.Value { return slog.StringValue(id.String()) }
+func (id Identity) LogValue() slog.Value { return slog.StringValue(id.String()) }
 
 // MarshalJSON is String, so that a log in JSON has no key.
-func (id *Identity) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", id.String()), nil }
+func (id Identity) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", id.String()), nil }
 
 // fingerprint identifies everything that a certificate is made from.
 func (r IdentityRequest) fingerprint(b *meshv1.CertificateAuthorityBackend, m material) [sha256.Size]byte {
