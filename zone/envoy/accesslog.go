@@ -10,6 +10,7 @@ import (
 	grpcv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 )
@@ -44,7 +45,7 @@ type logged struct {
 }
 
 func (g *generator) outboundLogged(destination string, http bool) logged {
-	return logged{direction: "OUTBOUND", source: g.tags.identifyingService(), destination: destination, http: http}
+	return logged{direction: "OUTBOUND", source: dataplane.IdentifyingService(g.dp), destination: destination, http: http}
 }
 
 // outboundLogs are the loggers of an outbound: of its TrafficLog, and of MeshAccessLogs, which come on top.

@@ -105,11 +105,3 @@ func (m multi) header() string {
 	}
 	return b.String()
 }
-
-// identifyingService is the service that stands for a proxy as a whole: the first of its services.
-func (m multi) identifyingService() string {
-	if services := m[serviceTag]; len(services) > 0 {
-		return services[0]
-	}
-	return "unknown"
-}

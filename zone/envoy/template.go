@@ -123,7 +123,9 @@ func fromYAML(text string, into proto.Message) error {
 		return fmt.Errorf("read YAML: %w", err)
 	}
 	if err := protojson.Unmarshal(b, into); err != nil {
-		return fmt.Errorf("read %s: %w", into.ProtoReflect().Descriptor().Name(), err)
+		// The package varies the white space of its errors on purpose; the same input is to give the same output here.
+		text := strings.ReplaceAll(err.Error(), "\u00a0", " ")
+		return fmt.Errorf("read %s: %s", into.ProtoReflect().Descriptor().Name(), text) //nolint:errorlint // see above
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/zone/xds"
@@ -181,7 +182,7 @@ func (g *generator) tracing(direction corev3.TrafficDirection, service string) *
 		out.Provider = g.tracer(zipkinTracer, t.zipkin)
 		return out
 	}
-	name := g.tags.identifyingService()
+	name := dataplane.IdentifyingService(g.dp)
 	if t.splitServices {
 		switch direction {
 		case corev3.TrafficDirection_INBOUND:
