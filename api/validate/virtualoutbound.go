@@ -1,13 +1,10 @@
 package validate
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
-	"strings"
-	"text/template"
-	"text/template/parse"
 
+	"github.com/meridian-mesh/meridian/api/hosttemplate"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 )
 
@@ -71,88 +68,15 @@ func isAlphanumeric(s string) bool {
 	return s != ""
 }
 
-// maxTemplate bounds a template, in bytes. What comes out has to be a host name or a port.
-const maxTemplate = 1024
-
 // evaluate renders a template of a host or port with the same value for every parameter.
-//
-// Templates are Go's, of which only what a name needs is admitted: text, parameters, conditions and comparisons. Anyone
-// may write one, and loops or formatting would let its author use up the control plane's memory.
 func evaluate(text string, parameters []string, value string) (string, error) {
-	if len(text) > maxTemplate {
-		return "", fmt.Errorf("longer than %d bytes", maxTemplate)
-	}
-	t, err := template.New("").Option("missingkey=error").Parse(text)
+	t, err := hosttemplate.Parse(text)
 	if err != nil {
 		return "", err
-	}
-	if len(t.Templates()) > 1 {
-		return "", errors.New("templates inside templates are not supported")
-	}
-	if t.Tree != nil {
-		if err := plain(t.Root); err != nil {
-			return "", err
-		}
 	}
 	values := make(map[string]string, len(parameters))
 	for _, name := range parameters {
 		values[name] = value
 	}
-	var b strings.Builder
-	if err := t.Execute(&b, values); err != nil {
-		return "", err
-	}
-	return b.String(), nil
-}
-
-// comparisons are the functions that templates may call.
-var comparisons = map[string]bool{"eq": true, "ne": true, "and": true, "or": true, "not": true, "len": true, "lt": true, "gt": true, "le": true, "ge": true}
-
-// plain reports what in a template is more than text, parameters, conditions and comparisons.
-func plain(n parse.Node) error {
-	switch n := n.(type) {
-	case nil:
-		return nil
-	case *parse.ListNode:
-		if n == nil {
-			return nil
-		}
-		return plainAll(n.Nodes)
-	case *parse.TextNode, *parse.CommentNode, *parse.FieldNode, *parse.StringNode, *parse.NumberNode, *parse.BoolNode, *parse.DotNode:
-		return nil
-	case *parse.IdentifierNode:
-		if comparisons[n.Ident] {
-			return nil
-		}
-	case *parse.ActionNode:
-		return plain(n.Pipe)
-	case *parse.PipeNode:
-		if n == nil {
-			return nil
-		}
-		if len(n.Decl) > 0 {
-			return errors.New("variables are not supported")
-		}
-		return plainAll(n.Cmds)
-	case *parse.CommandNode:
-		return plainAll(n.Args)
-	case *parse.IfNode:
-		if err := plain(n.Pipe); err != nil {
-			return err
-		}
-		if err := plain(n.List); err != nil {
-			return err
-		}
-		return plain(n.ElseList)
-	}
-	return fmt.Errorf("%s is not supported", clip(n.String()))
-}
-
-func plainAll[N parse.Node](nodes []N) error {
-	for _, n := range nodes {
-		if err := plain(n); err != nil {
-			return err
-		}
-	}
-	return nil
+	return t.Render(values)
 }

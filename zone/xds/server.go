@@ -125,7 +125,9 @@ func New(o Options) (*Server, error) {
 }
 
 // Register offers the service. The gRPC server's own limit of a message's size (4 MiB) bounds a request.
-func (s *Server) Register(r grpc.ServiceRegistrar) { discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s) }
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s)
+}
 
 // Publish makes c the configuration of the node and answers the requests of its streams that wait for what is new in it. It
 // does not block, and costs the kinds that changed times the watches that are open (for subscriptions by name, times the
@@ -141,8 +143,7 @@ func (s *Server) Publish(nodeID string, c *Config) {
 	n.config = c
 	now := time.Now()
 	for st := range n.streams {
-		st.changed(now)
-		st.pump()
+		st.pump(now)
 	}
 }
 

@@ -144,15 +144,17 @@ func (st *stream) Send(r *discoveryv3.DiscoveryResponse) error {
 	}
 	st.session.Sent(r.GetTypeUrl())
 	kind, _ := KindOf(r.GetTypeUrl()) // nothing else is ever sent
-	st.server.metrics.sent(kind, r, st.sent(kind))
+	st.server.metrics.sent(kind, r, st.sent(kind, r.GetNonce()))
 	return nil
 }
 
-// sent ends the wait for a response of a kind: it returns since when there has been something to send.
-func (st *stream) sent(k Kind) (since time.Time) {
+// sent notes that a response was sent, and returns when what is new in it was published.
+func (st *stream) sent(k Kind, nonce string) (since time.Time) {
 	st.node.mu.Lock()
 	defer st.node.mu.Unlock()
-	since, st.watches[k].sending = st.watches[k].sending, time.Time{}
+	w := &st.watches[k]
+	w.nonce = nonce
+	since, w.sending = w.sending, time.Time{}
 	return since
 }
 
@@ -178,6 +180,11 @@ func (st *stream) OnStreamRequest(_ int64, req *discoveryv3.DiscoveryRequest) er
 		if st.unknown[req.GetTypeUrl()] = struct{}{}; len(st.unknown) > maxUnknownTypes {
 			return status.Errorf(codes.InvalidArgument, "requests of more than %d types that are not known here", maxUnknownTypes)
 		}
+	}
+	if w := &st.watches[kind]; known && req.GetResponseNonce() != w.nonce {
+		st.node.mu.Lock()
+		w.stale = true
+		st.node.mu.Unlock()
 	}
 	if req.GetResponseNonce() == "" {
 		return nil

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -25,62 +26,97 @@ type subscription struct {
 	names map[string]struct{}
 }
 
-func (s subscription) has(name string) bool {
+func (s *subscription) has(name string) bool {
 	_, named := s.names[name]
 	return named || s.all
 }
 
-func (s subscription) equal(o subscription) bool { return s.all == o.all && maps.Equal(s.names, o.names) }
+func (s *subscription) equal(o *subscription) bool {
+	return s == o || s.all == o.all && maps.Equal(s.names, o.names)
+}
 
-// contents is the resources of one kind in a Config that a subscription names. Without a Config it is empty.
+// and returns what both ask for, as far as s or o says so by names.
+func (s *subscription) and(o *subscription) *subscription {
+	switch {
+	case s == o, o.all:
+		return s
+	case s.all:
+		return o
+	}
+	names := make(map[string]struct{}, len(o.names))
+	for name := range o.names {
+		if s.has(name) {
+			names[name] = struct{}{}
+		}
+	}
+	return &subscription{names: names}
+}
+
+// contents is the resources of one kind in a Config that a subscription asks for. Without a Config it is empty.
 type contents struct {
 	config *Config
 	kind   Kind
-	sub    subscription
+	sub    *subscription
 }
 
-// version returns the version of a resource, "" when it is not among the contents.
-func (c contents) version(name string) string {
-	if c.config == nil || !c.sub.has(name) {
-		return ""
+// get returns a resource, nil when it is not among the contents.
+func (c contents) get(name string) *Resource {
+	if !c.sub.has(name) {
+		return nil
 	}
-	if r := c.config.Get(c.kind, name); r != nil {
-		return r.Version
-	}
-	return ""
+	return c.config.Get(c.kind, name)
 }
 
-// each calls f with the names in the subscription, or of all there is, until f returns false.
-func (c contents) each(f func(name string) bool) {
-	if !c.sub.all {
-		for name := range c.sub.names {
-			if !f(name) {
+// differ calls f with each resource that differs between c and next, as it is in both (nil: not), until f returns false. With
+// one subscription for both it walks two sorted lists, and looks up only the names of what differs.
+func (c contents) differ(next contents, f func(old, new *Resource) bool) {
+	if c.sub != next.sub {
+		for _, old := range c.config.sorted(c.kind) {
+			if c.sub.has(old.Name) {
+				if now := next.get(old.Name); !same(old, now) && !f(old, now) {
+					return
+				}
+			}
+		}
+		for _, now := range next.config.sorted(c.kind) {
+			if next.sub.has(now.Name) && c.get(now.Name) == nil && !f(nil, now) {
 				return
 			}
 		}
 		return
 	}
-	if c.config == nil {
-		return
-	}
-	for _, r := range c.config.sorted(c.kind) {
-		if !f(r.Name) {
+	olds, news := c.config.sorted(c.kind), next.config.sorted(c.kind)
+	for len(olds) > 0 || len(news) > 0 {
+		var old, now *Resource
+		switch {
+		case len(news) == 0 || len(olds) > 0 && olds[0].Name < news[0].Name:
+			old, olds = olds[0], olds[1:]
+		case len(olds) == 0 || olds[0].Name > news[0].Name:
+			now, news = news[0], news[1:]
+		default:
+			old, olds, now, news = olds[0], olds[1:], news[0], news[1:]
+		}
+		if !same(old, now) && c.sub.has(cmp.Or(old, now).Name) && !f(old, now) {
 			return
 		}
 	}
 }
+
+func same(a, b *Resource) bool { return a == b || a != nil && b != nil && a.Version == b.Version }
 
 // watch is what one stream knows about one kind. A response goes through three steps: it becomes due, it is queued (when a
 // request waits for it, that is, the watch is open), and it is sent.
 //
 // All is guarded by the node's lock. The stream's loop alone writes the fields of the first group, and may read them without.
 type watch struct {
-	subscribed bool         // there was a request
-	want       subscription // of the latest request
-	held       contents     // of the latest response that was sent; without a Config: none was
-	rejected   bool         // the proxy rejected that response
-	answered   string       // nonce that the latest request carried
-	whole      bool         // the next response must hold everything subscribed to
+	subscribed bool          // there was a request
+	want       *subscription // of the latest request
+	held       contents      // of the latest response that was sent, less what is no longer wanted; without a Config: none was
+	rejected   bool          // the proxy rejected that response
+	nonce      string        // of the latest response
+	answered   string        // nonce that the latest request carried
+	stale      bool          // a request was passed over because it carried the nonce of an older response
+	whole      bool          // the next response must hold everything subscribed to
 	// again: the next response is due although nothing changed, and must hold everything subscribed to.
 	again bool
 
@@ -109,34 +145,16 @@ func (w *watch) due(k Kind, c *Config) bool {
 		return true
 	case c.Version(k) == held.config.Version(k) && w.want.equal(held.sub):
 		return false
-	case w.want.all != held.sub.all:
-		return true
 	case w.want.all:
-		return c.Version(k) != held.config.Version(k)
+		return !held.sub.all || c.Version(k) != held.config.Version(k)
 	}
-	next := contents{c, k, w.want}
 	due := false
-	next.each(func(name string) bool {
-		now := next.version(name)
-		due = now != held.version(name) && (now != "" || k.complete() || rejected)
+	held.differ(contents{c, k, w.want}, func(_, now *Resource) bool {
+		// What is gone is told of the complete kinds. And anything that differs from what was rejected may be good, also less.
+		due = now != nil || k.complete() || rejected
 		return !due
 	})
-	if rejected && !due { // anything that differs from what was rejected may be good, also less of it
-		held.each(func(name string) bool {
-			due = held.version(name) != next.version(name)
-			return !due
-		})
-	}
 	return due
-}
-
-// changed notes since when there has been something to send.
-func (st *stream) changed(now time.Time) {
-	for k := range kinds {
-		if w := &st.watches[k]; w.since.IsZero() && w.due(k, st.node.config) {
-			w.since = now
-		}
-	}
 }
 
 // pump queues an answer to each open watch for which one is due. The caller holds the node's lock.
@@ -144,11 +162,23 @@ func (st *stream) changed(now time.Time) {
 // It never blocks. go-control-plane makes one channel for a stream, with room for types.UnknownType (10) responses. A kind has
 // at most one in it: queueing closes the watch, and go-control-plane opens it again only after it has taken every response of
 // the kind, and whatever else it finds, out of the channel. There are six kinds, and no other type is answered.
-func (st *stream) pump() {
+//
+// published is when something was published, zero when pump is called for another reason.
+func (st *stream) pump(published time.Time) {
 	c := st.node.config
 	for k := range kinds {
 		w := &st.watches[k]
-		if w.open == nil || !w.due(k, c) {
+		if w.open == nil && published.IsZero() {
+			continue
+		}
+		if !w.due(k, c) {
+			w.since = time.Time{}
+			continue
+		}
+		if w.since.IsZero() {
+			w.since = published
+		}
+		if w.open == nil {
 			continue
 		}
 		// A listener or route must not overtake the clusters it may send to. Those are due and not queued only while the proxy has
@@ -174,30 +204,37 @@ func (st *stream) CreateWatch(req *cache.Request, s cache.Subscription, out chan
 		return nil, nil //nolint:nilnil // a watch that never fires needs no cancelling
 	}
 	// The map is made anew for each request.
-	want := subscription{all: s.IsWildcard(), names: s.SubscribedResources()}
-	if want.all {
-		want.names = nil
+	want := &subscription{names: s.SubscribedResources()}
+	if s.IsWildcard() {
+		want = &subscription{all: true}
 	}
 
 	st.node.mu.Lock()
 	defer st.node.mu.Unlock()
 	w := &st.watches[k]
-	repeated := req.GetResponseNonce() != "" && req.GetResponseNonce() == w.answered
-	same := w.subscribed && want.equal(w.want)
-	w.subscribed, w.want, w.answered = true, want, req.GetResponseNonce()
-	switch {
-	case req.GetErrorDetail() != nil:
+	unchanged := w.subscribed && w.want.equal(want)
+	if unchanged {
+		want = w.want
+	}
+	repeated := unchanged && w.answered != "" && w.answered == req.GetResponseNonce()
+	raced := w.stale
+	w.subscribed, w.want, w.answered, w.stale = true, want, req.GetResponseNonce(), false
+	if req.GetErrorDetail() != nil {
 		w.rejected = true
-	case w.rejected || w.held.config == nil || want.all || len(want.names) == 0:
-		// What was rejected is not sent again, and the first response is due anyway.
-	case repeated && same, k == Endpoint && w.whole:
-		// The proxy has forgotten what it holds, and wants it again: Envoy does that with the endpoints of a cluster that a
-		// response has replaced, and keeps the new cluster warming until it gets them. It says so by repeating a request
-		// that it made before, or (when it joins that to an acknowledgement) by a request after the clusters were sent.
-		w.again = true
+	}
+	if w.held.config != nil && !w.rejected { // what was rejected is compared as a whole, and not sent again
+		// A proxy forgets what it no longer subscribes to, and wants it again when it subscribes once more.
+		w.held.sub = w.held.sub.and(want)
+		// It may do both between two requests. Envoy does with the endpoints of a cluster that a response has replaced, and
+		// keeps the new cluster warming until it gets them. What tells of it is a request that repeats the one before; a request
+		// that was passed over, as it met a response on the way; and, when Envoy joins it to an acknowledgement, nothing but
+		// that clusters were sent before.
+		if !want.all && len(want.names) > 0 && (repeated || raced || k == Endpoint && w.whole) {
+			w.again = true
+		}
 	}
 	w.open, w.out = req, out
-	st.pump()
+	st.pump(time.Time{})
 	return func() { // what is queued is then dropped
 		st.node.mu.Lock()
 		defer st.node.mu.Unlock()
@@ -239,7 +276,7 @@ func (r *response) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, error
 		}
 	}
 	w.held, w.rejected, w.again, w.whole, w.queued = next, false, false, false, nil
-	st.pump()
+	st.pump(time.Time{})
 	return out, nil
 }
 
@@ -250,12 +287,20 @@ func (c contents) encoded(w *watch) []*anypb.Any {
 		return c.config.sets[c.kind].encoded
 	}
 	var resources []*Resource
-	c.each(func(name string) bool {
-		if now := c.version(name); now != "" && (everything || now != w.held.version(name)) {
-			resources = append(resources, c.config.Get(c.kind, name))
+	if everything {
+		for name := range c.sub.names {
+			if r := c.config.Get(c.kind, name); r != nil {
+				resources = append(resources, r)
+			}
 		}
-		return true
-	})
+	} else {
+		w.held.differ(c, func(_, now *Resource) bool {
+			if now != nil {
+				resources = append(resources, now)
+			}
+			return true
+		})
+	}
 	slices.SortFunc(resources, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
 	return encoded(resources)
 }
