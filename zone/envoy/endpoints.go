@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -26,7 +27,11 @@ func LoadAssignment(mesh *topology.Mesh, ref EndpointRef) (*endpointv3.ClusterLo
 			}
 		}
 	}
-	cla := assignment(ref.Cluster, endpoints, mesh.Spec.GetRouting().GetLocalityAwareLoadBalancing())
+	localityAware := mesh.Spec.GetRouting().GetLocalityAwareLoadBalancing()
+	cla := assignment(ref.Cluster, endpoints, localityAware)
+	if ref.Proxyless {
+		cla = forGRPC(cla)
+	}
 	if err := cla.ValidateAll(); err != nil {
 		return nil, fmt.Errorf("endpoints of cluster %q in mesh %q: %w", ref.Cluster, ref.Mesh, err)
 	}
@@ -72,6 +77,37 @@ func assignment(cluster string, endpoints []topology.Endpoint, localityAware boo
 		out.Endpoints = append(out.Endpoints, group)
 	}
 	return out
+}
+
+// forGRPC is an assignment as gRPC takes it, which refuses a place without a name or a weight, an address that is there twice
+// (the parts of a service behind one ingress), and a gap in the priorities.
+func forGRPC(cla *endpointv3.ClusterLoadAssignment) *endpointv3.ClusterLoadAssignment {
+	first := uint32(math.MaxUint32)
+	for _, group := range cla.GetEndpoints() {
+		first = min(first, group.GetPriority())
+	}
+	byAddress := make(map[string]*endpointv3.LbEndpoint)
+	for _, group := range cla.GetEndpoints() {
+		group.Priority -= first
+		if group.Locality == nil {
+			group.Locality = &corev3.Locality{}
+		}
+		group.LoadBalancingWeight = u32(0)
+		group.LbEndpoints = slices.DeleteFunc(group.LbEndpoints, func(e *endpointv3.LbEndpoint) bool {
+			weight := e.GetLoadBalancingWeight().GetValue()
+			group.LoadBalancingWeight.Value += weight
+			at := e.GetEndpoint().GetAddress().GetSocketAddress()
+			address := hostPort(at.GetAddress(), at.GetPortValue())
+			if same := byAddress[address]; same != nil {
+				same.LoadBalancingWeight.Value += weight
+				return true
+			}
+			byAddress[address] = e
+			return false
+		})
+	}
+	cla.Endpoints = slices.DeleteFunc(cla.Endpoints, func(g *endpointv3.LocalityLbEndpoints) bool { return len(g.GetLbEndpoints()) == 0 })
+	return cla
 }
 
 func sortEndpoints(endpoints []topology.Endpoint) { slices.SortStableFunc(endpoints, compareEndpoints) }

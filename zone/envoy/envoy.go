@@ -63,6 +63,8 @@ type EndpointRef struct {
 	Mesh    string
 	Service string
 	Tags    map[string]string // without kuma.io/service
+	// Proxyless: for a gRPC program, which takes less than Envoy.
+	Proxyless bool
 }
 
 // Sidecar makes the configuration of a sidecar or a delegated gateway. admin may be nil: then there is no listener for the
@@ -71,7 +73,7 @@ type EndpointRef struct {
 // An error names the policy or the resource that caused it; there is no configuration then. What can be left out without
 // doing something other than was asked for is left out, and named in Output.Warnings.
 func Sidecar(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
-	g := newGenerator(mesh, p)
+	g := newGenerator(mesh, p, (*generator).listOutbounds)
 	g.inbounds()
 	g.outbounds()
 	g.transparentProxying()
@@ -113,7 +115,7 @@ type generator struct {
 	out      Output
 }
 
-func newGenerator(mesh *topology.Mesh, p *Proxy) *generator {
+func newGenerator(mesh *topology.Mesh, p *Proxy, list func(*generator) []*outbound) *generator {
 	g := &generator{
 		mesh: mesh, proxy: p, dp: p.Dataplane, tags: tagsOf(p.Dataplane), mtls: modeOf(mesh.Spec),
 		ipv6:     isIPv6(p.Dataplane.GetNetworking().GetAddress()),
@@ -121,7 +123,7 @@ func newGenerator(mesh *topology.Mesh, p *Proxy) *generator {
 		secrets: make(map[string]bool), services: make(map[string]bool), warned: make(map[string]bool),
 	}
 	g.metrics = g.effectivePrometheus()
-	g.outboundList = g.listOutbounds()
+	g.outboundList = list(g)
 	options := policy.Options{Outbounds: make([]map[string]string, len(g.outboundList))}
 	for i, o := range g.outboundList {
 		options.Outbounds[i] = o.tags

@@ -74,9 +74,15 @@ func (p *packer) serverTLS(mesh string) *corev3.TransportSocket {
 }
 
 // clientTLS connects to a server that proves to be the service.
-func (p *packer) clientTLS(mesh, service, sni string) *corev3.TransportSocket {
+//
+// grpc: some servers are gRPC programs without a proxy, which insist on agreeing on HTTP/2.
+func (p *packer) clientTLS(mesh, service, sni string, grpc bool) *corev3.TransportSocket {
+	alpn := []string{meshALPN}
+	if grpc {
+		alpn = append(alpn, "h2")
+	}
 	return p.tlsSocket(&tlsv3.UpstreamTlsContext{
-		CommonTlsContext: meshTLS(mesh, exactly(SPIFFEID(mesh, service)), meshALPN),
+		CommonTlsContext: meshTLS(mesh, exactly(SPIFFEID(mesh, service)), alpn...),
 		Sni:              sni,
 	})
 }
