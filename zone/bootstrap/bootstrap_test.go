@@ -387,4 +387,3 @@ func BenchmarkBootstrap(b *testing.B) {
 		}
 	}
 }
-

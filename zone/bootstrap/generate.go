@@ -414,4 +414,3 @@ func socket(address string, port uint32) *corev3.Address {
 func inline(content []byte) *corev3.DataSource {
 	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: content}}
 }
-
