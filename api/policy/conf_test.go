@@ -77,28 +77,34 @@ func TestTraces(t *testing.T) {
 		{"no backend", `{"backends":[]}`, policy.Trace{}, ""},
 		{
 			"zipkin", `{"backends":[{"zipkin":{"url":"http://z:9411/api","traceId128bit":true,"apiVersion":"httpProto","sharedSpanContext":false}}]}`,
-			policy.Trace{Zipkin: &policy.Zipkin{URL: "http://z:9411/api", TraceID128Bit: true, APIVersion: "httpProto", SharedSpanContext: &no}}, "",
+			policy.Trace{Zipkin: &policy.Zipkin{URL: "http://z:9411/api", TraceID128Bit: true, APIVersion: "httpProto", SharedSpanContext: &no}},
+			"",
 		},
 		{
 			"zipkin with what is shared", `{"backends":[{"zipkin":{"url":"http://z:9411/api","sharedSpanContext":true}}]}`,
-			policy.Trace{Zipkin: &policy.Zipkin{URL: "http://z:9411/api", SharedSpanContext: &yes}}, "",
+			policy.Trace{Zipkin: &policy.Zipkin{URL: "http://z:9411/api", SharedSpanContext: &yes}},
+			"",
 		},
 		{
 			"datadog", `{"backends":[{"datadog":{"url":"http://d:80","splitService":true}}]}`,
-			policy.Trace{Datadog: &policy.Datadog{URL: "http://d:80", SplitService: true}}, "",
+			policy.Trace{Datadog: &policy.Datadog{URL: "http://d:80", SplitService: true}},
+			"",
 		},
 		{
 			"sampling in either spelling", `{"sampling":{"overall":80,"client":"0.5","random":0}}`,
-			policy.Trace{Overall: number(80), Client: number(0.5), Random: number(0)}, "",
+			policy.Trace{Overall: number(80), Client: number(0.5), Random: number(0)},
+			"",
 		},
 		{"sampling that is none", `{"sampling":{"overall":"x","random":101,"client":null}}`, policy.Trace{}, "sampling.overall: not a percentage\nsampling.random: not a percentage"},
 		{
 			"tags", `{"tags":[{"name":"a","literal":"b"},{"name":"c","header":{"name":"h","default":"d"}}]}`,
-			policy.Trace{Tags: []policy.TraceTag{{Name: "a", Literal: "b"}, {Name: "c", Header: &policy.TraceHeader{Name: "h", Default: "d"}}}}, "",
+			policy.Trace{Tags: []policy.TraceTag{{Name: "a", Literal: "b"}, {Name: "c", Header: &policy.TraceHeader{Name: "h", Default: "d"}}}},
+			"",
 		},
 		{
 			"more than one", `{"backends":[{"openTelemetry":{}},{"datadog":{"url":"http://d:80"}}]}`,
-			policy.Trace{}, "backends: only the first is used\nbackends[0]: neither zipkin nor datadog",
+			policy.Trace{},
+			"backends: only the first is used\nbackends[0]: neither zipkin nor datadog",
 		},
 	}
 	for _, tt := range tests {

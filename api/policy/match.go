@@ -185,7 +185,7 @@ func viewOf(dp *meshv1.Dataplane) view {
 	for _, in := range dp.GetNetworking().GetInbound() {
 		v.inbounds = append(v.inbounds, normalize(in.GetTags()))
 	}
-	v.all = v.inbounds[:len(v.inbounds):len(v.inbounds)]
+	v.all = slices.Clip(v.inbounds)
 	if gateway := dp.GetNetworking().GetGateway(); gateway != nil {
 		v.gateway = normalize(gateway.GetTags())
 		v.builtin = gateway.GetType() == meshv1.Dataplane_Networking_Gateway_BUILTIN

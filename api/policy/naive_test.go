@@ -3,6 +3,7 @@ package policy_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -356,9 +357,7 @@ type policyJSON struct {
 
 func (r refJSON) tags() tags {
 	t := tags{}
-	for k, v := range r.Tags {
-		t[k] = v
-	}
+	maps.Copy(t, r.Tags)
 	if strings.HasPrefix(r.Kind, "MeshService") {
 		t["kuma.io/service"] = r.Name
 	}
@@ -367,24 +366,22 @@ func (r refJSON) tags() tags {
 
 func (n naive) attached(typ resource.Type, proxy []tags) []policyJSON {
 	var out []policyJSON
-	for _, kind := range []string{"Mesh", "MeshSubset", "MeshService", "MeshServiceSubset"} {
-		for _, r := range n.decoded(typ) {
-			p := policyJSON{rec: r}
-			if err := json.Unmarshal(r.Spec, &p); err != nil {
-				panic(err)
-			}
-			any := n.fault == "a kind of target is as good as another" && kind == "Mesh" && p.TargetRef.Kind != "MeshGatewayRoute"
-			if p.TargetRef.Kind != kind && !any || any && kind != "Mesh" {
-				continue
-			}
-			if n.fault == "a kind of target is as good as another" && kind != "Mesh" {
-				continue
-			}
-			if slices.ContainsFunc(proxy, func(t tags) bool { return n.match(p.TargetRef.tags(), t) }) {
-				out = append(out, p)
-			}
+	for _, r := range n.decoded(typ) {
+		p := policyJSON{rec: r}
+		if err := json.Unmarshal(r.Spec, &p); err != nil {
+			panic(err)
+		}
+		if slices.ContainsFunc(proxy, func(t tags) bool { return n.match(p.TargetRef.tags(), t) }) {
+			out = append(out, p)
 		}
 	}
+	if n.fault == "a kind of target is as good as another" {
+		return out
+	}
+	kinds := []string{"Mesh", "MeshSubset", "MeshService", "MeshServiceSubset"}
+	sort.SliceStable(out, func(i, j int) bool {
+		return slices.Index(kinds, out[i].TargetRef.Kind) < slices.Index(kinds, out[j].TargetRef.Kind)
+	})
 	return out
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -67,9 +68,7 @@ func (r TargetRef) selectors() []selector {
 // tags are all tags that what is named has, kuma.io/service included.
 func (r TargetRef) tags() map[string]string {
 	tags := make(map[string]string, len(r.Tags)+1)
-	for k, v := range r.Tags {
-		tags[k] = v
-	}
+	maps.Copy(tags, r.Tags)
 	if r.Kind == KindMeshService || r.Kind == KindMeshServiceSubset {
 		tags[serviceTag] = r.Name
 	}
@@ -193,8 +192,8 @@ func parse(raw []byte) (any, error) {
 	return v, nil
 }
 
-// print is the JSON of what parse and mergePatch return: compact, members sorted, no escapes for the sake of HTML.
-func print(v any) (json.RawMessage, error) {
+// encode is the JSON of what parse and mergePatch return: compact, members sorted, no escapes for the sake of HTML.
+func encode(v any) (json.RawMessage, error) {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -213,9 +212,7 @@ func mergePatch(target, patch any) any {
 	}
 	old, _ := target.(map[string]any)
 	merged := make(map[string]any, len(old)+len(changes))
-	for k, v := range old {
-		merged[k] = v
-	}
+	maps.Copy(merged, old)
 	for k, v := range changes {
 		if v == nil {
 			delete(merged, k)

@@ -315,7 +315,7 @@ func (b *ruleBuilder) add(live []int) error {
 			r.Origins = append(r.Origins, item.origin)
 		}
 	}
-	conf, err := print(r.conf)
+	conf, err := encode(r.conf)
 	if err != nil {
 		return fmt.Errorf("merge policies %s: %w", b.names(), err)
 	}
