@@ -16,7 +16,7 @@ import (
 type conn struct {
 	grpc.ServerStream
 
-	ctx      context.Context //nolint:containedctx // it is what Context returns
+	ctx      context.Context
 	requests chan *discoveryv3.DiscoveryRequest
 	sent     chan string // nonces
 }

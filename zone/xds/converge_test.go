@@ -35,7 +35,7 @@ type fault struct {
 
 // step is one action; what it does not need is ignored.
 type step struct {
-	what   string // publish, subscribe, settle, reject, hold
+	what   string // publish, subscribe, blink, repeat, settle, reject, hold
 	who    int
 	kind   Kind
 	config map[Kind]content
@@ -50,9 +50,9 @@ func genContent(t *rapid.T) content {
 
 func genStep(t *rapid.T) step {
 	s := step{
-		what: rapid.SampledFrom([]string{"publish", "publish", "subscribe", "subscribe", "settle", "reject", "hold"}).Draw(t, "what"),
+		what: rapid.SampledFrom([]string{"publish", "publish", "subscribe", "subscribe", "blink", "repeat", "settle", "reject", "hold"}).Draw(t, "what"),
 		who:  rapid.IntRange(0, 2).Draw(t, "who"),
-		kind: Kind(rapid.IntRange(0, int(kinds)-1).Draw(t, "kind")), //nolint:gosec // small
+		kind: rapid.SampledFrom([]Kind{Cluster, Endpoint, Secret, Secret, Listener}).Draw(t, "kind"),
 	}
 	switch s.what {
 	case "publish":
@@ -227,6 +227,21 @@ func (w *world) apply(t *testing.T, s step) {
 		}
 	case "subscribe":
 		m.subscribe(s.kind, s.names)
+	case "blink": // drops everything for a moment
+		m.mu.Lock()
+		names := m.kinds[s.kind].names
+		m.mu.Unlock()
+		if len(names) > 0 {
+			m.subscribe(s.kind, nil)
+			m.subscribe(s.kind, names)
+		}
+	case "repeat": // the same in one request
+		m.mu.Lock()
+		if len(m.kinds[s.kind].names) > 0 {
+			m.kinds[s.kind].held = content{}
+			m.request(s.kind, nil)
+		}
+		m.mu.Unlock()
 	case "reject":
 		m.mu.Lock()
 		m.kinds[s.kind].reject = true

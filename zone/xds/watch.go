@@ -69,7 +69,7 @@ func (c contents) get(name string) *Resource {
 
 // differ calls f with each resource that differs between c and next, as it is in both (nil: not), until f returns false. With
 // one subscription for both it walks two sorted lists, and looks up only the names of what differs.
-func (c contents) differ(next contents, f func(old, new *Resource) bool) {
+func (c contents) differ(next contents, f func(old, now *Resource) bool) {
 	if c.sub != next.sub {
 		for _, old := range c.config.sorted(c.kind) {
 			if c.sub.has(old.Name) {
