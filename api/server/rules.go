@@ -7,14 +7,12 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	proxies "github.com/meridian-mesh/meridian/api/dataplane"
 	"github.com/meridian-mesh/meridian/api/defaults"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
-
-// zoneTag is the tag that names the zone of a proxy.
-const zoneTag = "kuma.io/zone"
 
 // syncToken is the type of the records in which synchronisation keeps how far it got with a zone; Key.Mesh holds the
 // zone's name. It has no row in the registry: it is no resource.
@@ -69,28 +67,12 @@ func (e endpoint) admitDataplane(spec []byte, creating bool) ([]byte, error) {
 	if err := proto.Unmarshal(spec, &dp); err != nil {
 		return nil, fmt.Errorf("read the dataplane: %w", err)
 	}
-	if g := dp.GetNetworking().GetGateway(); g != nil {
-		g.Tags = withTag(g.GetTags(), zoneTag, e.opts.ZoneName)
-	}
-	for _, in := range dp.GetNetworking().GetInbound() {
-		in.Tags = withTag(in.GetTags(), zoneTag, e.opts.ZoneName)
-		if creating && in.GetServiceProbe() != nil && in.GetHealth() == nil {
-			in.Health = &meshv1.Dataplane_Networking_Inbound_Health{}
-		}
-	}
+	proxies.Complete(&dp, e.opts.ZoneName, creating)
 	admitted, err := proto.MarshalOptions{Deterministic: true}.Marshal(&dp)
 	if err != nil {
 		return nil, fmt.Errorf("encode the dataplane: %w", err)
 	}
 	return admitted, nil
-}
-
-func withTag(tags map[string]string, key, value string) map[string]string {
-	if tags == nil {
-		tags = make(map[string]string, 1)
-	}
-	tags[key] = value
-	return tags
 }
 
 // deletion returns the batch that removes rec: itself, its insight, and what goes with a resource of its type, or the

@@ -87,8 +87,10 @@ type DiscoverySubscription struct {
 	Status                 *DiscoverySubscriptionStatus `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
 	Version                *Version                     `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
 	Generation             uint32                       `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// The proxy brought its resource, is gone, and its resource will soon be removed. Meridian's own; others ignore it.
+	Deregistering bool `protobuf:"varint,1000,opt,name=deregistering,proto3" json:"deregistering,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiscoverySubscription) Reset() {
@@ -170,6 +172,13 @@ func (x *DiscoverySubscription) GetGeneration() uint32 {
 	return 0
 }
 
+func (x *DiscoverySubscription) GetDeregistering() bool {
+	if x != nil {
+		return x.Deregistering
+	}
+	return false
+}
+
 // DiscoverySubscriptionStatus counts the answers on a stream, in total and by kind.
 type DiscoverySubscriptionStatus struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -179,8 +188,12 @@ type DiscoverySubscriptionStatus struct {
 	Eds            *DiscoveryServiceStats `protobuf:"bytes,4,opt,name=eds,proto3" json:"eds,omitempty"`
 	Lds            *DiscoveryServiceStats `protobuf:"bytes,5,opt,name=lds,proto3" json:"lds,omitempty"`
 	Rds            *DiscoveryServiceStats `protobuf:"bytes,6,opt,name=rds,proto3" json:"rds,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The newest configuration that the proxy rejected, and why. Meridian's own; others ignore it.
+	LastRejection *Rejection `protobuf:"bytes,1000,opt,name=last_rejection,json=lastRejection,proto3" json:"last_rejection,omitempty"`
+	// Why no new configuration can be made for the proxy, empty when it can. Meridian's own; others ignore it.
+	ConfigError   string `protobuf:"bytes,1001,opt,name=config_error,json=configError,proto3" json:"config_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiscoverySubscriptionStatus) Reset() {
@@ -255,6 +268,81 @@ func (x *DiscoverySubscriptionStatus) GetRds() *DiscoveryServiceStats {
 	return nil
 }
 
+func (x *DiscoverySubscriptionStatus) GetLastRejection() *Rejection {
+	if x != nil {
+		return x.LastRejection
+	}
+	return nil
+}
+
+func (x *DiscoverySubscriptionStatus) GetConfigError() string {
+	if x != nil {
+		return x.ConfigError
+	}
+	return ""
+}
+
+// Rejection is a configuration that a proxy did not take.
+type Rejection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TypeUrl       string                 `protobuf:"bytes,1,opt,name=type_url,json=typeUrl,proto3" json:"type_url,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rejection) Reset() {
+	*x = Rejection{}
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rejection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rejection) ProtoMessage() {}
+
+func (x *Rejection) ProtoReflect() protoreflect.Message {
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
+func (*Rejection) Descriptor() ([]byte, []int) {
+	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Rejection) GetTypeUrl() string {
+	if x != nil {
+		return x.TypeUrl
+	}
+	return ""
+}
+
+func (x *Rejection) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Rejection) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // DiscoveryServiceStats counts configuration responses and what became of them.
 type DiscoveryServiceStats struct {
 	state                 protoimpl.MessageState `protogen:"open.v1"`
@@ -267,7 +355,7 @@ type DiscoveryServiceStats struct {
 
 func (x *DiscoveryServiceStats) Reset() {
 	*x = DiscoveryServiceStats{}
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[3]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +367,7 @@ func (x *DiscoveryServiceStats) String() string {
 func (*DiscoveryServiceStats) ProtoMessage() {}
 
 func (x *DiscoveryServiceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[3]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +380,7 @@ func (x *DiscoveryServiceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryServiceStats.ProtoReflect.Descriptor instead.
 func (*DiscoveryServiceStats) Descriptor() ([]byte, []int) {
-	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{3}
+	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DiscoveryServiceStats) GetResponsesSent() uint64 {
@@ -328,7 +416,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[4]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +428,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[4]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +441,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{4}
+	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Version) GetKumaDp() *KumaDpVersion {
@@ -391,7 +479,7 @@ type KumaDpVersion struct {
 
 func (x *KumaDpVersion) Reset() {
 	*x = KumaDpVersion{}
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[5]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +491,7 @@ func (x *KumaDpVersion) String() string {
 func (*KumaDpVersion) ProtoMessage() {}
 
 func (x *KumaDpVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[5]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +504,7 @@ func (x *KumaDpVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KumaDpVersion.ProtoReflect.Descriptor instead.
 func (*KumaDpVersion) Descriptor() ([]byte, []int) {
-	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{5}
+	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *KumaDpVersion) GetVersion() string {
@@ -466,7 +554,7 @@ type EnvoyVersion struct {
 
 func (x *EnvoyVersion) Reset() {
 	*x = EnvoyVersion{}
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[6]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +566,7 @@ func (x *EnvoyVersion) String() string {
 func (*EnvoyVersion) ProtoMessage() {}
 
 func (x *EnvoyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[6]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +579,7 @@ func (x *EnvoyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvoyVersion.ProtoReflect.Descriptor instead.
 func (*EnvoyVersion) Descriptor() ([]byte, []int) {
-	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{6}
+	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EnvoyVersion) GetVersion() string {
@@ -530,7 +618,7 @@ type DataplaneInsight_MTLS struct {
 
 func (x *DataplaneInsight_MTLS) Reset() {
 	*x = DataplaneInsight_MTLS{}
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[7]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +630,7 @@ func (x *DataplaneInsight_MTLS) String() string {
 func (*DataplaneInsight_MTLS) ProtoMessage() {}
 
 func (x *DataplaneInsight_MTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[7]
+	mi := &file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +694,7 @@ const file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDesc = "" +
 	"\x1dlast_certificate_regeneration\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x1blastCertificateRegeneration\x12;\n" +
 	"\x19certificate_regenerations\x18\x03 \x01(\rR\x18certificateRegenerations\x12$\n" +
 	"\rissuedBackend\x18\x04 \x01(\tR\rissuedBackend\x12,\n" +
-	"\x11supportedBackends\x18\x05 \x03(\tR\x11supportedBackends\"\x86\x03\n" +
+	"\x11supportedBackends\x18\x05 \x03(\tR\x11supportedBackends\"\xad\x03\n" +
 	"\x15DiscoverySubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
 	"\x19control_plane_instance_id\x18\x02 \x01(\tR\x16controlPlaneInstanceId\x12=\n" +
@@ -616,14 +704,21 @@ const file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDesc = "" +
 	"\aversion\x18\x06 \x01(\v2\x1b.kuma.mesh.v1alpha1.VersionR\aversion\x12\x1e\n" +
 	"\n" +
 	"generation\x18\a \x01(\rR\n" +
-	"generation\"\x98\x03\n" +
+	"generation\x12%\n" +
+	"\rderegistering\x18\xe8\a \x01(\bR\rderegistering\"\x83\x04\n" +
 	"\x1bDiscoverySubscriptionStatus\x12D\n" +
 	"\x10last_update_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastUpdateTime\x12?\n" +
 	"\x05total\x18\x02 \x01(\v2).kuma.mesh.v1alpha1.DiscoveryServiceStatsR\x05total\x12;\n" +
 	"\x03cds\x18\x03 \x01(\v2).kuma.mesh.v1alpha1.DiscoveryServiceStatsR\x03cds\x12;\n" +
 	"\x03eds\x18\x04 \x01(\v2).kuma.mesh.v1alpha1.DiscoveryServiceStatsR\x03eds\x12;\n" +
 	"\x03lds\x18\x05 \x01(\v2).kuma.mesh.v1alpha1.DiscoveryServiceStatsR\x03lds\x12;\n" +
-	"\x03rds\x18\x06 \x01(\v2).kuma.mesh.v1alpha1.DiscoveryServiceStatsR\x03rds\"\xa4\x01\n" +
+	"\x03rds\x18\x06 \x01(\v2).kuma.mesh.v1alpha1.DiscoveryServiceStatsR\x03rds\x12E\n" +
+	"\x0elast_rejection\x18\xe8\a \x01(\v2\x1d.kuma.mesh.v1alpha1.RejectionR\rlastRejection\x12\"\n" +
+	"\fconfig_error\x18\xe9\a \x01(\tR\vconfigError\"p\n" +
+	"\tRejection\x12\x19\n" +
+	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xa4\x01\n" +
 	"\x15DiscoveryServiceStats\x12%\n" +
 	"\x0eresponses_sent\x18\x01 \x01(\x04R\rresponsesSent\x125\n" +
 	"\x16responses_acknowledged\x18\x02 \x01(\x04R\x15responsesAcknowledged\x12-\n" +
@@ -658,42 +753,45 @@ func file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescGZIP() []byte {
 	return file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDescData
 }
 
-var file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_kuma_mesh_v1alpha1_dataplane_insight_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_kuma_mesh_v1alpha1_dataplane_insight_proto_goTypes = []any{
 	(*DataplaneInsight)(nil),            // 0: kuma.mesh.v1alpha1.DataplaneInsight
 	(*DiscoverySubscription)(nil),       // 1: kuma.mesh.v1alpha1.DiscoverySubscription
 	(*DiscoverySubscriptionStatus)(nil), // 2: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus
-	(*DiscoveryServiceStats)(nil),       // 3: kuma.mesh.v1alpha1.DiscoveryServiceStats
-	(*Version)(nil),                     // 4: kuma.mesh.v1alpha1.Version
-	(*KumaDpVersion)(nil),               // 5: kuma.mesh.v1alpha1.KumaDpVersion
-	(*EnvoyVersion)(nil),                // 6: kuma.mesh.v1alpha1.EnvoyVersion
-	(*DataplaneInsight_MTLS)(nil),       // 7: kuma.mesh.v1alpha1.DataplaneInsight.MTLS
-	nil,                                 // 8: kuma.mesh.v1alpha1.Version.DependenciesEntry
-	(*timestamppb.Timestamp)(nil),       // 9: google.protobuf.Timestamp
+	(*Rejection)(nil),                   // 3: kuma.mesh.v1alpha1.Rejection
+	(*DiscoveryServiceStats)(nil),       // 4: kuma.mesh.v1alpha1.DiscoveryServiceStats
+	(*Version)(nil),                     // 5: kuma.mesh.v1alpha1.Version
+	(*KumaDpVersion)(nil),               // 6: kuma.mesh.v1alpha1.KumaDpVersion
+	(*EnvoyVersion)(nil),                // 7: kuma.mesh.v1alpha1.EnvoyVersion
+	(*DataplaneInsight_MTLS)(nil),       // 8: kuma.mesh.v1alpha1.DataplaneInsight.MTLS
+	nil,                                 // 9: kuma.mesh.v1alpha1.Version.DependenciesEntry
+	(*timestamppb.Timestamp)(nil),       // 10: google.protobuf.Timestamp
 }
 var file_kuma_mesh_v1alpha1_dataplane_insight_proto_depIdxs = []int32{
 	1,  // 0: kuma.mesh.v1alpha1.DataplaneInsight.subscriptions:type_name -> kuma.mesh.v1alpha1.DiscoverySubscription
-	7,  // 1: kuma.mesh.v1alpha1.DataplaneInsight.mTLS:type_name -> kuma.mesh.v1alpha1.DataplaneInsight.MTLS
-	9,  // 2: kuma.mesh.v1alpha1.DiscoverySubscription.connect_time:type_name -> google.protobuf.Timestamp
-	9,  // 3: kuma.mesh.v1alpha1.DiscoverySubscription.disconnect_time:type_name -> google.protobuf.Timestamp
+	8,  // 1: kuma.mesh.v1alpha1.DataplaneInsight.mTLS:type_name -> kuma.mesh.v1alpha1.DataplaneInsight.MTLS
+	10, // 2: kuma.mesh.v1alpha1.DiscoverySubscription.connect_time:type_name -> google.protobuf.Timestamp
+	10, // 3: kuma.mesh.v1alpha1.DiscoverySubscription.disconnect_time:type_name -> google.protobuf.Timestamp
 	2,  // 4: kuma.mesh.v1alpha1.DiscoverySubscription.status:type_name -> kuma.mesh.v1alpha1.DiscoverySubscriptionStatus
-	4,  // 5: kuma.mesh.v1alpha1.DiscoverySubscription.version:type_name -> kuma.mesh.v1alpha1.Version
-	9,  // 6: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.last_update_time:type_name -> google.protobuf.Timestamp
-	3,  // 7: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.total:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
-	3,  // 8: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.cds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
-	3,  // 9: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.eds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
-	3,  // 10: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.lds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
-	3,  // 11: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.rds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
-	5,  // 12: kuma.mesh.v1alpha1.Version.kumaDp:type_name -> kuma.mesh.v1alpha1.KumaDpVersion
-	6,  // 13: kuma.mesh.v1alpha1.Version.envoy:type_name -> kuma.mesh.v1alpha1.EnvoyVersion
-	8,  // 14: kuma.mesh.v1alpha1.Version.dependencies:type_name -> kuma.mesh.v1alpha1.Version.DependenciesEntry
-	9,  // 15: kuma.mesh.v1alpha1.DataplaneInsight.MTLS.certificate_expiration_time:type_name -> google.protobuf.Timestamp
-	9,  // 16: kuma.mesh.v1alpha1.DataplaneInsight.MTLS.last_certificate_regeneration:type_name -> google.protobuf.Timestamp
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 5: kuma.mesh.v1alpha1.DiscoverySubscription.version:type_name -> kuma.mesh.v1alpha1.Version
+	10, // 6: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.last_update_time:type_name -> google.protobuf.Timestamp
+	4,  // 7: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.total:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
+	4,  // 8: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.cds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
+	4,  // 9: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.eds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
+	4,  // 10: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.lds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
+	4,  // 11: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.rds:type_name -> kuma.mesh.v1alpha1.DiscoveryServiceStats
+	3,  // 12: kuma.mesh.v1alpha1.DiscoverySubscriptionStatus.last_rejection:type_name -> kuma.mesh.v1alpha1.Rejection
+	10, // 13: kuma.mesh.v1alpha1.Rejection.time:type_name -> google.protobuf.Timestamp
+	6,  // 14: kuma.mesh.v1alpha1.Version.kumaDp:type_name -> kuma.mesh.v1alpha1.KumaDpVersion
+	7,  // 15: kuma.mesh.v1alpha1.Version.envoy:type_name -> kuma.mesh.v1alpha1.EnvoyVersion
+	9,  // 16: kuma.mesh.v1alpha1.Version.dependencies:type_name -> kuma.mesh.v1alpha1.Version.DependenciesEntry
+	10, // 17: kuma.mesh.v1alpha1.DataplaneInsight.MTLS.certificate_expiration_time:type_name -> google.protobuf.Timestamp
+	10, // 18: kuma.mesh.v1alpha1.DataplaneInsight.MTLS.last_certificate_regeneration:type_name -> google.protobuf.Timestamp
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_kuma_mesh_v1alpha1_dataplane_insight_proto_init() }
@@ -707,7 +805,7 @@ func file_kuma_mesh_v1alpha1_dataplane_insight_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDesc), len(file_kuma_mesh_v1alpha1_dataplane_insight_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
