@@ -1,0 +1,12 @@
+// Package proxies knows the proxies of a zone: who is connected and by what right, what is stored of them, and what is told
+// about them in insights. It decides who may open a stream; what is sent on it is for others.
+//
+// A proxy is registered by the first request of its stream: with the resource it brings in the metadata of its node, or with
+// one that is stored already. What it brought is removed again some time after its last stream has ended, unless it is back by
+// then. Its credential is looked at with every request, and a stream ends as soon as the credential is no longer good: one
+// goroutine watches the store for all streams.
+//
+// When the resource of a connected proxy is deleted, over HTTP say, its streams end. The proxy comes back by itself: one that
+// brings its resource is registered again, any other is told that there is none. So a deletion is never undone silently by
+// a stream that was open before, and never leaves a proxy configured that the API does not show.
+package proxies
