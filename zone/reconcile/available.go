@@ -57,26 +57,31 @@ func (o *offer) change(f func()) {
 }
 
 func (o *offer) run(ctx context.Context) error {
+	return writing(ctx, o.wake, o.write, o.log.With("what", "what the zone offers"))
+}
+
+// writing calls write when woken, and again after a failure, until ctx ends.
+func writing(ctx context.Context, wake <-chan struct{}, write func(context.Context) error, log *slog.Logger) error {
 	retry := newTimer()
 	defer retry.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("write what the zone offers: %w", ctx.Err())
-		case <-o.wake:
+			return fmt.Errorf("write to the store: %w", ctx.Err())
+		case <-wake:
 		case <-retry.C:
 		}
-		err := o.write(ctx)
+		err := write(ctx)
 		switch {
 		case err == nil:
 		case ctx.Err() != nil:
 			return err
 		case errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrUnavailable):
-			o.log.WarnContext(ctx, "what the zone offers is no longer written: the store refuses writes", "err", err)
+			log.WarnContext(ctx, "nothing more is written: the store refuses writes", "err", err)
 			<-ctx.Done()
-			return fmt.Errorf("write what the zone offers: %w", ctx.Err())
+			return fmt.Errorf("write to the store: %w", ctx.Err())
 		default:
-			o.log.WarnContext(ctx, "what the zone offers could not be written and will be again", "err", err)
+			log.WarnContext(ctx, "a write failed and will be tried again", "err", err)
 			retry.Reset(retryStore)
 		}
 	}

@@ -12,5 +12,6 @@
 //	build.go      the configuration of one proxy
 //	share.go      what several proxies have in common: endpoints, trust, equal resources
 //	available.go  what the zone's ingresses offer to others
+//	addresses.go  virtual addresses
 //	resolve.go    addresses of host names
 package reconcile

@@ -41,6 +41,18 @@ func TestConfigurationsAreThoseMadeFromScratch(t *testing.T) {
 	})
 }
 
+// TestSidecarsAreThoseMadeFromScratch is the same with the generator that real proxies get. The one above depends on more.
+func TestSidecarsAreThoseMadeFromScratch(t *testing.T) {
+	cas := newCAs(t)
+	builders := Builders{Sidecar: SidecarBuilder(newAuthority(t)), LoadAssignment: envoy.LoadAssignment}
+	rapid.Check(t, func(rt *rapid.T) {
+		script := rapid.SliceOfN(stepGenerator(), 10, 40).Draw(rt, "script")
+		if wrong := play(t, cas, script, builders, nil); wrong != "" {
+			rt.Fatalf("after %v:\n%s", script, wrong)
+		}
+	})
+}
+
 // TestFromScratchFindsBugs breaks the code in ways that are easily made, and asks that histories of the kind above show each.
 func TestFromScratchFindsBugs(t *testing.T) {
 	cas := newCAs(t)
@@ -60,6 +72,7 @@ func TestFromScratchFindsBugs(t *testing.T) {
 		"a mesh marks nobody":                      lost(causeMesh),
 		"secrets mark nobody":                      lost(causeSecret),
 		"ingresses are not followed":               notFollowing(resource.ZoneIngress),
+		"virtual addresses mark nobody":            lost(causeVIPs),
 		"secrets are not followed":                 notFollowing(resource.Secret),
 		"endpoints once made are current for ever": func(r *Reconciler) { r.assignments.load = onlyOnce(r.assignments.load) },
 	} {

@@ -21,6 +21,7 @@ import (
 	"github.com/meridian-mesh/meridian/zone/envoy"
 	"github.com/meridian-mesh/meridian/zone/mtls"
 	"github.com/meridian-mesh/meridian/zone/topology"
+	"github.com/meridian-mesh/meridian/zone/vips"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
 
@@ -101,6 +102,8 @@ type Options struct {
 	Holdoff time.Duration
 	// Workers is how many configurations are made at once; 0: as many as there are processors.
 	Workers int
+	// DNS says which virtual addresses services get; the zero value means the defaults.
+	DNS vips.Config
 	// Resolve returns the addresses of a host name; nil: the system's resolver.
 	Resolve    func(ctx context.Context, host string) ([]string, error)
 	Now        func() time.Time      // nil: time.Now
@@ -128,6 +131,7 @@ type Reconciler struct {
 	inbox       inbox
 	hosts       *resolver
 	offer       *offer
+	addresses   *addresses
 
 	// Owned by the goroutine of Run; workers read the World.
 	types    []string
@@ -173,6 +177,10 @@ func New(o Options) (*Reconciler, error) {
 	r.inbox.wake = make(chan struct{}, 1)
 	r.hosts = newResolver(o.Resolve, r.log)
 	r.offer = newOffer(o.Store, r.log)
+	if o.DNS == (vips.Config{}) {
+		o.DNS = vips.DefaultConfig()
+	}
+	r.addresses = newAddresses(o.DNS, o.Store, r.log)
 	r.metrics.watch(r)
 	if o.Registerer != nil {
 		if err := r.metrics.register(o.Registerer); err != nil {
@@ -188,6 +196,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	g.Go(func() error { return r.loop(ctx) })
 	g.Go(func() error { return r.hosts.run(ctx) })
 	g.Go(func() error { return r.offer.run(ctx) })
+	g.Go(func() error { return r.addresses.run(ctx) })
 	return g.Wait()
 }
 
@@ -238,7 +247,9 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			holdoff.Stop()
 			r.takeInbox()
 		case byHost := <-r.hosts.results:
-			r.mark(r.world.SetAddresses(byHost), time.Now())
+			d := r.world.SetAddresses(byHost)
+			r.renewAddresses(d)
+			r.mark(d, time.Now())
 		case <-renew.C:
 			renewSet, r.renewAt = time.Time{}, time.Time{}
 			r.lookAtIdentities()
@@ -262,6 +273,10 @@ func (r *Reconciler) load(head *store.Snapshot) {
 	w.Load(head)
 	w.SetAddresses(r.hosts.known())
 	r.world, r.revision, r.woken = w, head.Revision(), time.Time{}
+	for _, m := range w.Meshes() {
+		r.addresses.recall(head, m.Name)
+		w.SetVIPs(m.Name, r.addresses.renew(m))
+	}
 	for _, p := range r.proxies {
 		r.need(p, needAll|needSecrets, causeMesh, time.Now())
 	}
@@ -298,7 +313,9 @@ func (r *Reconciler) catchUp(head *store.Snapshot) error {
 		return nil
 	}
 	r.metrics.reconciles.Inc()
-	r.mark(r.world.Apply(list), since)
+	d := r.world.Apply(list)
+	r.renewAddresses(d)
+	r.mark(d, since)
 	return nil
 }
 

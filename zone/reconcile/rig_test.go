@@ -84,6 +84,9 @@ func modelSidecar(in *Input) (*envoy.Output, error) {
 			}
 		}
 	}
+	if dp.GetNetworking().GetTransparentProxying() != nil {
+		own = append(own, fmt.Sprintf("addresses %v", m.VIPs))
+	}
 	say("own", strings.Join(own, "; "))
 	for i, o := range outbounds {
 		service := dataplane.Service(o)

@@ -31,6 +31,8 @@ type MeshDirty struct {
 	Policies policy.Difference
 	// Secrets are the names of the secrets with another content.
 	Secrets map[string]struct{}
+	// Tags: the ports or tags of inbounds in this zone; Externals: external services, whether or not they can be reached.
+	Tags, Externals bool
 	// VIPs: the virtual addresses.
 	VIPs bool
 }
@@ -52,7 +54,7 @@ func (d *Dirty) mesh(name string) *MeshDirty {
 }
 
 func (m *MeshDirty) empty() bool {
-	return !m.Whole && !m.VIPs && len(m.Endpoints) == 0 && len(m.Services) == 0 && len(m.Remote) == 0 && len(m.Dataplanes) == 0 &&
+	return !m.Whole && !m.VIPs && !m.Tags && !m.Externals && len(m.Endpoints) == 0 && len(m.Services) == 0 && len(m.Remote) == 0 && len(m.Dataplanes) == 0 &&
 		m.Policies.Empty() && len(m.Secrets) == 0
 }
 

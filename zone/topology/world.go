@@ -185,6 +185,21 @@ func (w *World) SetAddresses(byHost map[string]string) *Dirty {
 	return d
 }
 
+// SetVIPs tells the virtual addresses of a mesh, which follow from the rest of it and from what they were.
+func (w *World) SetVIPs(meshName string, vips []VIP) *Dirty {
+	d := newDirty()
+	if m := w.meshes[meshName]; m != nil && !slices.EqualFunc(m.VIPs, vips, VIP.equal) {
+		m.VIPs = vips
+		d.mesh(meshName).VIPs = true
+	}
+	return d
+}
+
+func (v VIP) equal(o VIP) bool {
+	return v.Address == o.Address && slices.Equal(v.Hostnames, o.Hostnames) &&
+		slices.EqualFunc(v.Outbounds, o.Outbounds, func(a, b VIPOutbound) bool { return a.Port == b.Port && maps.Equal(a.Tags, b.Tags) })
+}
+
 func (w *World) apply(c store.Change, d *Dirty) {
 	if c.Key.Mesh != "" {
 		d.mesh(c.Key.Mesh) // looked at in the end, whether or not something is different
@@ -291,6 +306,11 @@ func (w *World) setDataplane(meshName, name string, dp *meshv1.Dataplane, d *Dir
 		return
 	}
 	d.mesh(meshName).Dataplanes[name] = struct{}{}
+	if !slices.EqualFunc(old.GetNetworking().GetInbound(), dp.GetNetworking().GetInbound(), func(a, b *meshv1.Dataplane_Networking_Inbound) bool {
+		return a.GetPort() == b.GetPort() && maps.Equal(a.GetTags(), b.GetTags())
+	}) {
+		d.mesh(meshName).Tags = true
+	}
 	for _, in := range old.GetNetworking().GetInbound() {
 		service := dataplane.Service(in.GetTags())
 		if service == "" {
@@ -319,7 +339,7 @@ func (w *World) setDataplane(meshName, name string, dp *meshv1.Dataplane, d *Dir
 
 func (w *World) setExternal(meshName, name string, es *meshv1.ExternalService, d *Dirty) {
 	m := w.of(meshName)
-	d.Available = true
+	d.Available, d.mesh(meshName).Externals = true, true
 	if old := m.ExternalServices[name]; old != nil {
 		if service := dataplane.Service(old.GetTags()); service != "" {
 			delete(m.of(service).external, name)
