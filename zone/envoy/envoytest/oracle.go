@@ -411,7 +411,7 @@ func routeMatches(m *routev3.RouteMatch, req *Request) (bool, error) {
 	path, _, _ := strings.Cut(req.Path, "?")
 	switch t := m.GetPathSpecifier().(type) {
 	case *routev3.RouteMatch_Prefix:
-		if !strings.HasPrefix(req.Path, t.Prefix) {
+		if !strings.HasPrefix(path, t.Prefix) {
 			return false, nil
 		}
 	case *routev3.RouteMatch_Path:
