@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -228,11 +229,7 @@ func TestWhenAnIdentityFits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := fresh()
-			tags := make(map[string][]string)
-			for k, v := range backendTags {
-				tags[k] = v
-			}
-			req := IdentityRequest{"demo", tags}
+			req := IdentityRequest{"demo", maps.Clone(backendTags)}
 			tc.change(&s, &req)
 			if got := id.Fits(s.spec, s.secrets, req); got != tc.want {
 				t.Errorf("it fits: %t", got)
@@ -446,7 +443,7 @@ func TestNothingPrintsAKey(t *testing.T) {
 		}
 		printed := fmt.Sprintf("%v %+v %#v %s %x %s %s", v, v, v, v, v, encoded, log.String())
 		for _, key := range [][]byte{block.Bytes, adminBlock.Bytes} {
-			for _, form := range []string{"PRIVATE", base64.StdEncoding.EncodeToString(key[20:44]), fmt.Sprintf("%x", key[20:40]), strings.Trim(fmt.Sprint(key[20:40]), "[]")} {
+			for _, form := range []string{"PRIVATE", base64.StdEncoding.EncodeToString(key[20:44]), fmt.Sprintf("%x", key[20:40]), strings.Trim(fmt.Sprintf("%d", key[20:40]), "[]")} {
 				if strings.Contains(printed, form) {
 					t.Errorf("%T prints a key", v)
 				}
