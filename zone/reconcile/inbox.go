@@ -3,44 +3,25 @@ package reconcile
 import (
 	"sync"
 	"time"
+
+	"github.com/meridian-mesh/meridian/zone/proxies"
 )
 
-// Kind is a kind of proxy.
-type Kind uint8
+// What the registry of proxies tells of them, and is told.
+type (
+	Connected   = proxies.Connected
+	Certificate = proxies.Certificate
+	Metadata    = proxies.Metadata
+)
 
 // The kinds of proxies.
 const (
-	Sidecar Kind = iota
-	Ingress
-	Egress
+	Sidecar = proxies.Sidecar
+	Ingress = proxies.Ingress
+	Egress  = proxies.Egress
 )
 
-// String names the kind in logs and metrics.
-func (k Kind) String() string { return [...]string{"sidecar", "ingress", "egress"}[k] }
-
-// Connected is a proxy that connected.
-type Connected struct {
-	NodeID     string
-	Kind       Kind
-	Proxyless  bool
-	Mesh, Name string
-	Metadata   Metadata
-}
-
-// Metadata is what a proxy tells of itself.
-type Metadata struct {
-	AdminAddress          string
-	AdminPort             uint32
-	DNSPort, EmptyDNSPort uint32
-	Features              []string
-}
-
-// Certificate is what a proxy proves its identity with.
-type Certificate struct {
-	Issued, NotAfter time.Time
-	Backend          string
-	Supported        []string
-}
+var _ proxies.Watcher = (*Reconciler)(nil)
 
 // inbox holds which proxies came and went since the loop last looked. Nobody who tells it waits.
 type inbox struct {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meridian-mesh/meridian/zone/proxies"
 )
 
 const (
@@ -48,7 +50,7 @@ func newMetrics() *metrics {
 	for _, name := range causeNames {
 		m.regenerated.WithLabelValues(name)
 	}
-	for _, k := range []Kind{Sidecar, Ingress, Egress} {
+	for _, k := range []proxies.Kind{Sidecar, Ingress, Egress} {
 		m.proxies.WithLabelValues(k.String())
 	}
 	return m
