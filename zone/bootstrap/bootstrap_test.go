@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,12 +35,10 @@ type trust struct {
 func (s trust) CA() ([]byte, error) { return s.ca, nil }
 
 func (s trust) VerifyHost(host string) error {
-	for _, h := range s.hosts {
-		if h == host {
-			return nil
-		}
+	if !slices.Contains(s.hosts, host) {
+		return errors.New("not valid for it")
 	}
-	return errors.New("not valid for it")
+	return nil
 }
 
 const stored = `{"type":"Dataplane","mesh":"default","name":"stored","networking":{"address":"10.0.0.9","admin":{"port":9999},` +
