@@ -2,7 +2,6 @@ package envoy
 
 import (
 	"fmt"
-	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -62,8 +61,6 @@ func boolean(v bool) *wrapperspb.BoolValue { return wrapperspb.Bool(v) }
 
 func seconds(n int64) *durationpb.Duration { return &durationpb.Duration{Seconds: n} }
 
-func duration(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
-
 // orZero is what an absent duration of a policy that applies means: no limit.
 func orZero(d *durationpb.Duration) *durationpb.Duration {
 	if d == nil {
@@ -105,7 +102,9 @@ func beginsWith(s string) *matcherv3.StringMatcher {
 
 func regex(expr string) *matcherv3.RegexMatcher {
 	return &matcherv3.RegexMatcher{
-		EngineType: &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}}, Regex: expr,
+		// Envoy before 1.23 wants the engine named.
+		EngineType: &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}}, //nolint:staticcheck // see above
+		Regex:      expr,
 	}
 }
 

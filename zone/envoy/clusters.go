@@ -14,13 +14,13 @@ import (
 
 const httpOptionsKey = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
-// defaultConnectTimeout is that of clusters for which no Timeout says anything.
-var defaultConnectTimeout = seconds(10)
+// defaultConnectSeconds is the connect timeout of clusters for which no Timeout says anything.
+const defaultConnectSeconds = 10
 
 // staticCluster is a cluster with the one address.
 func staticCluster(name string, address *corev3.Address) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name: name, AltStatName: altStatName(name), ConnectTimeout: defaultConnectTimeout,
+		Name: name, AltStatName: altStatName(name), ConnectTimeout: seconds(defaultConnectSeconds),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		LoadAssignment:       oneEndpoint(name, address),
 	}
@@ -46,7 +46,7 @@ func altStatName(name string) string {
 // edsCluster is a cluster whose endpoints come over ADS.
 func edsCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name: name, AltStatName: altStatName(name), ConnectTimeout: defaultConnectTimeout,
+		Name: name, AltStatName: altStatName(name), ConnectTimeout: seconds(defaultConnectSeconds),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: viaADS()},
 	}
@@ -55,7 +55,7 @@ func edsCluster(name string) *clusterv3.Cluster {
 // originalDstCluster connects to the address that the client meant.
 func originalDstCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name: name, AltStatName: altStatName(name), ConnectTimeout: defaultConnectTimeout,
+		Name: name, AltStatName: altStatName(name), ConnectTimeout: seconds(defaultConnectSeconds),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST},
 		LbPolicy:             clusterv3.Cluster_CLUSTER_PROVIDED,
 	}

@@ -1,7 +1,7 @@
 package envoy
 
-// Extensions that ProxyTemplates may configure: a message of a type that is not linked in cannot be read.
 import (
+	// Extensions that ProxyTemplates may configure: a message of a type that is not linked in cannot be read.
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/compression/brotli/compressor/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/compression/gzip/compressor/v3"

@@ -17,7 +17,7 @@ import (
 // externalCluster connects to external services without an egress. Their addresses are part of the cluster.
 func (g *generator) externalCluster(c *cluster) *clusterv3.Cluster {
 	m := &clusterv3.Cluster{
-		Name: c.name, AltStatName: altStatName(c.name), ConnectTimeout: defaultConnectTimeout,
+		Name: c.name, AltStatName: altStatName(c.name), ConnectTimeout: seconds(defaultConnectSeconds),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		DnsLookupFamily:      clusterv3.Cluster_V4_ONLY,
 	}

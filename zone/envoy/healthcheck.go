@@ -23,7 +23,7 @@ func healthChecks(hc *meshv1.HealthCheck, p protocol) []*corev3.HealthCheck {
 		UnhealthyThreshold: u32(conf.GetUnhealthyThreshold()), HealthyThreshold: u32(conf.GetHealthyThreshold()),
 		InitialJitter: conf.GetInitialJitter(), IntervalJitter: conf.GetIntervalJitter(),
 		IntervalJitterPercent:        conf.GetIntervalJitterPercent(),
-		EventLogPath:                 conf.GetEventLogPath(),
+		EventLogPath:                 conf.GetEventLogPath(), //nolint:staticcheck // what took its place is not known to every Envoy in use
 		AlwaysLogHealthCheckFailures: conf.GetAlwaysLogHealthCheckFailures().GetValue(),
 		NoTrafficInterval:            conf.GetNoTrafficInterval(),
 		ReuseConnection:              conf.GetReuseConnection(),
@@ -63,7 +63,7 @@ func httpCheck(conf *meshv1.HealthCheck_Conf_Http, p protocol) *corev3.HealthChe
 	for _, h := range conf.GetRequestHeadersToAdd() {
 		add := header(h.GetHeader().GetKey(), h.GetHeader().GetValue(), true)
 		if h.GetAppend() != nil {
-			add.Append = h.GetAppend()
+			add.Append = h.GetAppend() //nolint:staticcheck // as in header
 		}
 		out.RequestHeadersToAdd = append(out.RequestHeadersToAdd, add)
 	}

@@ -15,10 +15,9 @@ import (
 )
 
 // Timeouts of the side of the server: twice the defaults, so that those of the client act first.
-var (
-	inboundConnectTimeout    = seconds(10)
-	inboundIdleTimeout       = seconds(7200)
-	inboundStreamIdleTimeout = seconds(3600)
+const (
+	inboundIdleSeconds       = 7200
+	inboundStreamIdleSeconds = 3600
 )
 
 // serviceless is the port of an inbound that stands for a workload which serves nothing.
@@ -75,7 +74,7 @@ func (g *generator) localCluster(in inbound) *clusterv3.Cluster {
 	c := staticCluster(name, socketAddress(in.workloadAddress, in.workloadPort))
 	if in.protocol.overHTTP() {
 		c.TypedExtensionProtocolOptions = g.p.httpOptions(httpVersion(in.protocol),
-			&corev3.HttpProtocolOptions{IdleTimeout: inboundIdleTimeout})
+			&corev3.HttpProtocolOptions{IdleTimeout: seconds(inboundIdleSeconds)})
 	}
 	if g.transparent() {
 		// From an address of its own the connection is not redirected to the proxy again.
@@ -142,7 +141,7 @@ func (g *generator) inboundTCP(in inbound, policies inboundPolicies) *tcpproxyv3
 	cluster := localClusterName(in.workloadPort)
 	return &tcpproxyv3.TcpProxy{
 		StatPrefix: statName(cluster), ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
-		IdleTimeout: inboundIdleTimeout, AccessLog: g.inboundLogs(in, policies, false),
+		IdleTimeout: seconds(inboundIdleSeconds), AccessLog: g.inboundLogs(in, policies, false),
 	}
 }
 
@@ -171,8 +170,8 @@ func (g *generator) inboundHTTP(in inbound, policies inboundPolicies) *hcmv3.Htt
 		StatPrefix:                  statName(cluster),
 		ForwardClientCertDetails:    hcmv3.HttpConnectionManager_SANITIZE_SET,
 		SetCurrentClientCertDetails: &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true},
-		CommonHttpProtocolOptions:   &corev3.HttpProtocolOptions{IdleTimeout: inboundIdleTimeout},
-		StreamIdleTimeout:           inboundStreamIdleTimeout,
+		CommonHttpProtocolOptions:   &corev3.HttpProtocolOptions{IdleTimeout: seconds(inboundIdleSeconds)},
+		StreamIdleTimeout:           seconds(inboundStreamIdleSeconds),
 		HttpFilters:                 filters,
 		AccessLog:                   g.inboundLogs(in, policies, true),
 		Tracing:                     g.tracing(corev3.TrafficDirection_INBOUND, in.service),

@@ -6,7 +6,6 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	grpcstatsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
-	origdstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -15,13 +14,12 @@ import (
 )
 
 const (
-	hcmFilter         = "envoy.filters.network.http_connection_manager"
-	tcpProxyFilter    = "envoy.filters.network.tcp_proxy"
-	kafkaFilter       = "envoy.filters.network.kafka_broker"
-	grpcStatsFilter   = "envoy.filters.http.grpc_stats"
-	routerFilter      = "envoy.filters.http.router"
-	tlsInspector      = "envoy.filters.listener.tls_inspector"
-	originalDstFilter = "envoy.filters.listener.original_dst"
+	hcmFilter       = "envoy.filters.network.http_connection_manager"
+	tcpProxyFilter  = "envoy.filters.network.tcp_proxy"
+	kafkaFilter     = "envoy.filters.network.kafka_broker"
+	grpcStatsFilter = "envoy.filters.http.grpc_stats"
+	routerFilter    = "envoy.filters.http.router"
+	tlsInspector    = "envoy.filters.listener.tls_inspector"
 )
 
 func (p *packer) networkFilter(name string, m proto.Message) *listenerv3.Filter {
@@ -57,14 +55,6 @@ func (p *packer) inspectTLS() *listenerv3.ListenerFilter {
 	return &listenerv3.ListenerFilter{
 		Name:       tlsInspector,
 		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: p.pack(&inspectorv3.TlsInspector{})},
-	}
-}
-
-// originalDestination restores the address that the client meant before its packets were redirected.
-func (p *packer) originalDestination() *listenerv3.ListenerFilter {
-	return &listenerv3.ListenerFilter{
-		Name:       originalDstFilter,
-		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: p.pack(&origdstv3.OriginalDst{})},
 	}
 }
 

@@ -60,6 +60,7 @@ func hostPort(address string, port uint32) string {
 func inboundListenerName(address string, port uint32) string {
 	return "inbound:" + hostPort(address, port)
 }
+
 func outboundListenerName(address string, port uint32) string {
 	return "outbound:" + hostPort(address, port)
 }

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,12 +95,12 @@ func (g *generator) rawResource(raw *meshv1.ProxyTemplateRawResource) error {
 	case *routev3.RouteConfiguration:
 		kind, name = xds.Route, m.GetName()
 	case *endpointv3.ClusterLoadAssignment:
-		return fmt.Errorf("endpoints come from the services of the mesh")
+		return errors.New("endpoints come from the services of the mesh")
 	default:
 		return fmt.Errorf("%s is not served", m.ProtoReflect().Descriptor().FullName())
 	}
 	if name == "" {
-		return fmt.Errorf("it has no name of its own")
+		return errors.New("it has no name of its own")
 	}
 	if g.made == nil {
 		g.made = make(resources)
@@ -125,7 +126,7 @@ func fromYAML(text string, into proto.Message) error {
 	if err := protojson.Unmarshal(b, into); err != nil {
 		// The package varies the white space of its errors on purpose; the same input is to give the same output here.
 		text := strings.ReplaceAll(err.Error(), "\u00a0", " ")
-		return fmt.Errorf("read %s: %s", into.ProtoReflect().Descriptor().Name(), text) //nolint:errorlint // see above
+		return fmt.Errorf("read %s: %s", into.ProtoReflect().Descriptor().Name(), text)
 	}
 	return nil
 }
@@ -143,7 +144,7 @@ func (g *generator) modify(m *meshv1.ProxyTemplate_Modifications) error {
 	case *meshv1.ProxyTemplate_Modifications_VirtualHost_:
 		return g.modifyVirtualHosts(t.VirtualHost)
 	default:
-		return fmt.Errorf("it modifies nothing")
+		return errors.New("it modifies nothing")
 	}
 }
 
@@ -256,15 +257,15 @@ func (g *generator) eachChain(listeners []*resource, edit func(*listenerv3.Filte
 	changed := false
 	for _, r := range listeners {
 		l := proto.CloneOf(r.message.(*listenerv3.Listener)) //nolint:forcetypeassert // of its kind
-		any := false
+		edited := false
 		for _, chain := range l.GetFilterChains() {
 			c, err := edit(chain)
 			if err != nil {
 				return err
 			}
-			any = any || c
+			edited = edited || c
 		}
-		if any {
+		if edited {
 			changed = true
 			if err := g.replace(r, l); err != nil {
 				return err
@@ -389,7 +390,7 @@ func (g *generator) modifyVirtualHosts(m *meshv1.ProxyTemplate_Modifications_Vir
 	})
 }
 
-var errNoMatch = fmt.Errorf("nothing matches it")
+var errNoMatch = errors.New("nothing matches it")
 
 func unknownOperation(name string) error { return fmt.Errorf("operation %q is not known", name) }
 

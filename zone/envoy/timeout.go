@@ -21,7 +21,7 @@ type timeouts struct {
 func timeoutsOf(timeout *meshv1.Timeout, p protocol) timeouts {
 	conf := timeout.GetConf()
 	if conf == nil {
-		return timeouts{connect: defaultConnectTimeout}
+		return timeouts{connect: seconds(defaultConnectSeconds)}
 	}
 	t := timeouts{
 		connect:           conf.GetConnectTimeout(),
@@ -32,7 +32,7 @@ func timeoutsOf(timeout *meshv1.Timeout, p protocol) timeouts {
 		maxStreamDuration: conf.GetHttp().GetMaxStreamDuration(),
 	}
 	if t.connect == nil {
-		t.connect = defaultConnectTimeout
+		t.connect = seconds(defaultConnectSeconds)
 	}
 	if p == grpc {
 		// An older form of the policy has a section of its own for gRPC.

@@ -224,7 +224,7 @@ func (g *generator) tracingCluster() {
 		return
 	}
 	c := &clusterv3.Cluster{
-		Name: t.cluster, AltStatName: altStatName(t.cluster), ConnectTimeout: defaultConnectTimeout,
+		Name: t.cluster, AltStatName: altStatName(t.cluster), ConnectTimeout: seconds(defaultConnectSeconds),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS},
 		LoadAssignment:       oneEndpoint(t.cluster, socketAddress(t.host, t.port)),
 	}

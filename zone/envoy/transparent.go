@@ -99,7 +99,7 @@ func (g *generator) directAccess() {
 	for _, o := range g.outboundList {
 		taken[hostPort(o.address, o.port)] = true
 	}
-	any := false
+	found := false
 	for name, dp := range sorted(g.mesh.Dataplanes) {
 		if name == g.proxy.Name {
 			continue
@@ -113,7 +113,7 @@ func (g *generator) directAccess() {
 			if taken[at] || !isIP(address) || !slices.Contains(wanted, "*") && !slices.Contains(wanted, service) {
 				continue
 			}
-			taken[at], any = true, true
+			taken[at], found = true, true
 			listener := directAccessName + "_" + at
 			g.add(originDirectAccess, xds.Listener, listener, &listenerv3.Listener{
 				Name: listener, Address: socketAddress(address, in.GetPort()), TrafficDirection: corev3.TrafficDirection_OUTBOUND,
@@ -126,7 +126,7 @@ func (g *generator) directAccess() {
 			})
 		}
 	}
-	if any {
+	if found {
 		g.add(originDirectAccess, xds.Cluster, directAccessName, g.directAccessCluster())
 	}
 }
