@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
 )
 
 // Difference is what changed between two sets of the policies of one mesh.
@@ -37,6 +38,12 @@ func Diff(before, after *Set) Difference {
 
 // Empty reports whether nothing changed.
 func (d Difference) Empty() bool { return len(d.removed) == 0 && len(d.added) == 0 }
+
+// Touches reports whether policies of any of the types changed.
+func (d Difference) Touches(types ...resource.Type) bool {
+	of := func(p *Policy) bool { return slices.Contains(types, p.Type) }
+	return slices.ContainsFunc(d.removed, of) || slices.ContainsFunc(d.added, of)
+}
 
 // Affects reports whether the difference may change what a proxy is given. false is certain.
 func (d Difference) Affects(dp *meshv1.Dataplane, o Options) bool {

@@ -45,13 +45,16 @@ func (a *assembly) run() {
 		}
 	}
 	if mtls {
-		a.remote = a.atIngresses()
+		a.remote = a.atIngresses(a.parts.remote, false)
 		if egresses := a.world.egresses; a.mesh.Egress && len(egresses) > 0 {
 			for _, e := range a.remote {
 				s.Endpoints = a.appendEgresses(s.Endpoints, e)
 			}
 		} else {
 			s.Endpoints = append(s.Endpoints, a.remote...)
+		}
+		if a.mesh.Egress && len(a.remote) == 0 {
+			a.remote = a.atIngresses(a.parts.beyond, true)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(a.parts.external)) {
@@ -72,7 +75,8 @@ func (a *assembly) run() {
 		protocols = down
 	}
 	s.Protocol = CommonProtocol(protocols...)
-	s.Outside = len(a.parts.local) == 0 && len(a.parts.remote) == 0
+	s.Local = len(a.parts.local) > 0
+	s.Outside = !s.Local && len(a.parts.remote) == 0
 	if len(s.Endpoints) > 0 {
 		s.Outside = !slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.External == nil })
 	}
@@ -107,12 +111,12 @@ func withService(tags map[string]string, service string) map[string]string {
 	return tags
 }
 
-// atIngresses are the instances in other zones, at the ingresses of those zones. Ingresses at the same coordinates are one
+// atIngresses are the instances in other zones, or the external services there, at the ingresses of those zones. Ingresses at the same coordinates are one
 // place, which has as many instances of a set of tags as the one that knows most.
-func (a *assembly) atIngresses() []Endpoint {
+func (a *assembly) atIngresses(ingresses map[string]*Ingress, external bool) []Endpoint {
 	var out []Endpoint
-	for _, name := range slices.Sorted(maps.Keys(a.parts.remote)) {
-		in := a.parts.remote[name]
+	for _, name := range slices.Sorted(maps.Keys(ingresses)) {
+		in := ingresses[name]
 		n := in.Spec.GetNetworking()
 		if n.GetAdvertisedAddress() == "" || n.GetAdvertisedPort() == 0 {
 			continue
@@ -122,7 +126,7 @@ func (a *assembly) atIngresses() []Endpoint {
 			continue
 		}
 		for _, s := range in.Spec.GetAvailableServices() {
-			if s.GetMesh() != a.mesh.Name || s.GetExternalService() || dataplane.Service(s.GetTags()) != a.name {
+			if s.GetMesh() != a.mesh.Name || s.GetExternalService() != external || dataplane.Service(s.GetTags()) != a.name {
 				continue
 			}
 			zone := cmp.Or(s.GetTags()[zoneTag], in.Spec.GetZone())

@@ -18,7 +18,8 @@ type Mesh struct {
 	// is there without endpoints.
 	Services map[string]*Service
 	// Remote are the endpoints of services in other zones, by service: where the ingresses of those zones are reached, whether
-	// or not the mesh sends its traffic through an egress. It is what an egress dials.
+	// or not the mesh sends its traffic through an egress. It is what an egress dials, and in a mesh with egresses it has the
+	// external services that belong to other zones, which are behind the egresses there.
 	Remote map[string][]Endpoint
 	// Dataplanes are the mesh's proxies in this zone, by name.
 	Dataplanes map[string]*meshv1.Dataplane
@@ -44,6 +45,8 @@ type Service struct {
 	// TLSReady: clients may use TLS. In a mesh with mutual TLS every proxy of the service has a certificate of the enabled
 	// backend, or the mode is strict; in one without it is false.
 	TLSReady bool
+	// Local: workloads of this zone belong to it, whether or not one is up.
+	Local bool
 	// Outside is what External reports where there are endpoints; where there are none it says whether the service consists of
 	// external services only.
 	Outside bool

@@ -85,11 +85,14 @@ type mesh struct {
 type parts struct {
 	local    map[string][]*meshv1.Dataplane_Networking_Inbound // by name of the dataplane
 	remote   map[string]*Ingress                               // by name of the ingress
+	beyond   map[string]*Ingress                               // those that lead to external services
 	external map[string]*meshv1.ExternalService                // by name of the resource
 	hosts    []string                                          // that its endpoints have for addresses
 }
 
-func (p *parts) empty() bool { return len(p.local) == 0 && len(p.remote) == 0 && len(p.external) == 0 }
+func (p *parts) empty() bool {
+	return len(p.local) == 0 && len(p.remote) == 0 && len(p.beyond) == 0 && len(p.external) == 0
+}
 
 // New returns an empty World of a zone. log is told of resources that cannot be read.
 func New(zone string, log *slog.Logger) *World {
@@ -110,6 +113,9 @@ func (w *World) Load(snap *store.Snapshot) {
 	}
 	w.Apply(all)
 }
+
+// Zone is the name of this zone.
+func (w *World) Zone() string { return w.zone }
 
 // Mesh returns a mesh, nil when it is not there.
 func (w *World) Mesh(name string) *Mesh {
@@ -273,7 +279,7 @@ func (m *mesh) of(service string) *parts {
 	if p == nil {
 		p = &parts{
 			local: make(map[string][]*meshv1.Dataplane_Networking_Inbound), remote: make(map[string]*Ingress),
-			external: make(map[string]*meshv1.ExternalService),
+			beyond: make(map[string]*Ingress), external: make(map[string]*meshv1.ExternalService),
 		}
 		m.parts[service] = p
 	}
@@ -377,27 +383,35 @@ func (w *World) setIngress(name string, spec *meshv1.ZoneIngress, d *Dirty) {
 		return
 	}
 	d.Ingresses[name] = struct{}{}
-	before, after := w.listed(old), map[serviceKey]string(nil)
+	before, after := w.listed(old), map[serviceKey]listing(nil)
 	weights := make(map[string]uint32)
 	for key := range before {
 		weights[key.mesh] = w.spread(w.of(key.mesh))
-		delete(w.of(key.mesh).of(key.service).remote, name)
+		p := w.of(key.mesh).of(key.service)
+		delete(p.remote, name)
+		delete(p.beyond, name)
 	}
 	delete(w.ingresses, name)
 	if spec != nil {
 		in := &Ingress{Name: name, Spec: spec, Remote: spec.GetZone() != "" && spec.GetZone() != w.zone}
 		after = w.listed(in)
-		for key := range after {
+		for key, l := range after {
 			if _, counted := weights[key.mesh]; !counted {
 				weights[key.mesh] = w.spread(w.of(key.mesh))
 			}
-			w.of(key.mesh).of(key.service).remote[name] = in
+			p := w.of(key.mesh).of(key.service)
+			if l.instances != "" {
+				p.remote[name] = in
+			}
+			if l.externals != "" {
+				p.beyond[name] = in
+			}
 		}
 		w.ingresses[name] = in
 	}
-	for _, keys := range []map[serviceKey]string{before, after} {
+	for _, keys := range []map[serviceKey]listing{before, after} {
 		for key := range keys {
-			if before[key] != after[key] || before[key] == "" {
+			if before[key] != after[key] {
 				w.touch(key.mesh, key.service)
 			}
 		}
@@ -409,18 +423,31 @@ func (w *World) setIngress(name string, spec *meshv1.ZoneIngress, d *Dirty) {
 	}
 }
 
-// listed are the services behind an ingress of another zone, each with all that endpoints there are made from.
-func (w *World) listed(in *Ingress) map[serviceKey]string {
+// listing is all that endpoints of a service at an ingress are made from: of its instances, and of external services.
+type listing struct{ instances, externals string }
+
+// listed are the services behind an ingress of another zone.
+func (w *World) listed(in *Ingress) map[serviceKey]listing {
 	if in == nil || !in.Remote {
 		return nil
 	}
 	n := in.Spec.GetNetworking()
-	out := make(map[serviceKey]string)
+	out := make(map[serviceKey]listing)
 	for _, s := range in.Spec.GetAvailableServices() {
-		if service := dataplane.Service(s.GetTags()); service != "" && s.GetMesh() != "" && !s.GetExternalService() {
-			out[serviceKey{s.GetMesh(), service}] += fmt.Sprintf("%s:%d %s %d %s\n",
-				n.GetAdvertisedAddress(), n.GetAdvertisedPort(), in.Spec.GetZone(), s.GetInstances(), tagString(s.GetTags()))
+		service := dataplane.Service(s.GetTags())
+		if service == "" || s.GetMesh() == "" {
+			continue
 		}
+		key := serviceKey{s.GetMesh(), service}
+		l := out[key]
+		text := fmt.Sprintf("%s:%d %s %d %s\n",
+			n.GetAdvertisedAddress(), n.GetAdvertisedPort(), in.Spec.GetZone(), s.GetInstances(), tagString(s.GetTags()))
+		if s.GetExternalService() {
+			l.externals += text
+		} else {
+			l.instances += text
+		}
+		out[key] = l
 	}
 	return out
 }
@@ -540,7 +567,7 @@ func (w *World) assemble(m *mesh, name string, weight uint32, d *MeshDirty) {
 		sameEndpoints := slices.EqualFunc(old.Endpoints, s.Endpoints, Endpoint.equal)
 		// Of a service without a protocol it matters whether there is anything at all.
 		appeared := s.Protocol == "" && (len(old.Endpoints) == 0) != (len(s.Endpoints) == 0)
-		if appeared || old.Protocol != s.Protocol || old.TLSReady != s.TLSReady || old.Outside != s.Outside ||
+		if appeared || old.Protocol != s.Protocol || old.TLSReady != s.TLSReady || old.Outside != s.Outside || old.Local != s.Local ||
 			!sameEndpoints && (inline(old) || inline(s)) {
 			d.Services[name] = struct{}{}
 		} else if sameEndpoints {
