@@ -21,18 +21,17 @@ const controlPlaneName = "kuma-cp"
 func adminAddresses() []string { return []string{"", "127.0.0.1", "0.0.0.0", "::1", "::"} }
 
 // adminListener opens a part of Envoy's own administration to others: to anyone whether it is ready, and all of it to the
-// control plane.
-func (g *generator) adminListener(admin *Admin) {
-	if g.proxy.AdminPort == 0 {
+// control plane. The administration is at adminAddress and port, and opened at address, that of the proxy itself.
+func (g *draft) adminListener(adminAddress string, port uint32, address string, admin *Admin) {
+	if port == 0 {
 		return
 	}
-	if !slices.Contains(adminAddresses(), g.proxy.AdminAddress) {
-		g.warn("the proxy says that its administration is at %s, which is not its own machine: it is not used", g.proxy.AdminAddress)
+	if !slices.Contains(adminAddresses(), adminAddress) {
+		g.warn("the proxy says that its administration is at %s, which is not its own machine: it is not used", adminAddress)
 		return
 	}
-	g.add(originAdmin, xds.Cluster, adminName, g.adminCluster())
-	address := g.dp.GetNetworking().GetAddress()
-	if address == "" || admin == nil || address == g.proxy.AdminAddress {
+	g.add(originAdmin, xds.Cluster, adminName, adminCluster(adminAddress, port))
+	if address == "" || admin == nil || address == adminAddress {
 		return
 	}
 	ready := &routev3.Route{
@@ -41,7 +40,7 @@ func (g *generator) adminListener(admin *Admin) {
 	}
 	all := &routev3.Route{Match: anyPath(), Action: routeTo(adminName)}
 	g.add(originAdmin, xds.Listener, adminName, &listenerv3.Listener{
-		Name: adminName, Address: socketAddress(address, g.proxy.AdminPort), TrafficDirection: corev3.TrafficDirection_INBOUND,
+		Name: adminName, Address: socketAddress(address, port), TrafficDirection: corev3.TrafficDirection_INBOUND,
 		EnableReusePort: boolean(false),
 		ListenerFilters: []*listenerv3.ListenerFilter{g.p.inspectTLS()},
 		FilterChains: []*listenerv3.FilterChain{
@@ -55,15 +54,14 @@ func (g *generator) adminListener(admin *Admin) {
 	})
 }
 
-func (g *generator) adminCluster() *clusterv3.Cluster {
-	address := g.proxy.AdminAddress
+func adminCluster(address string, port uint32) *clusterv3.Cluster {
 	switch address {
 	case "", "0.0.0.0":
 		address = "127.0.0.1"
 	case "::":
 		address = "::1"
 	}
-	return staticCluster(adminName, socketAddress(address, g.proxy.AdminPort))
+	return staticCluster(adminName, socketAddress(address, port))
 }
 
 func (p *packer) adminTLS(admin *Admin) *corev3.TransportSocket {
@@ -90,7 +88,7 @@ func routeTo(cluster string) *routev3.Route_Route {
 }
 
 // plainHTTP serves routes and nothing else.
-func (g *generator) plainHTTP(name, host string, routes ...*routev3.Route) *listenerv3.Filter {
+func (g *draft) plainHTTP(name, host string, routes ...*routev3.Route) *listenerv3.Filter {
 	return g.p.hcm(&hcmv3.HttpConnectionManager{
 		StatPrefix:  statName(name),
 		HttpFilters: []*hcmv3.HttpFilter{g.p.router()},

@@ -19,16 +19,23 @@ import (
 // that are reached without an egress are not among them: their addresses are part of their clusters, for only the proxies
 // with a permission may know them.
 func LoadAssignment(mesh *topology.Mesh, ref EndpointRef) (*endpointv3.ClusterLoadAssignment, error) {
-	var endpoints []topology.Endpoint
-	if s := mesh.Services[ref.Service]; s != nil {
-		for _, e := range s.Endpoints {
-			if !direct(e) && carries(e.Tags, ref.Tags) {
-				endpoints = append(endpoints, e)
+	var cla *endpointv3.ClusterLoadAssignment
+	switch ref.At {
+	case AtIngress:
+		cla = crossing(mesh.Name, ref, offered(mesh.Services[ref.Service]))
+	case AtEgress:
+		cla = crossing(mesh.Name, ref, mesh.Remote[ref.Service])
+	case AtSidecar:
+		var endpoints []topology.Endpoint
+		if s := mesh.Services[ref.Service]; s != nil {
+			for _, e := range s.Endpoints {
+				if !direct(e) && carries(e.Tags, ref.Tags) {
+					endpoints = append(endpoints, e)
+				}
 			}
 		}
+		cla = assignment(ref.Cluster, endpoints, mesh.Spec.GetRouting().GetLocalityAwareLoadBalancing())
 	}
-	localityAware := mesh.Spec.GetRouting().GetLocalityAwareLoadBalancing()
-	cla := assignment(ref.Cluster, endpoints, localityAware)
 	if ref.Proxyless {
 		cla = forGRPC(cla)
 	}
@@ -36,6 +43,58 @@ func LoadAssignment(mesh *topology.Mesh, ref EndpointRef) (*endpointv3.ClusterLo
 		return nil, fmt.Errorf("endpoints of cluster %q in mesh %q: %w", ref.Cluster, ref.Mesh, err)
 	}
 	return cla, nil
+}
+
+// Join makes one assignment of those of the same cluster in several meshes, as ingresses have them. The parts stay as they are.
+func Join(cluster string, parts []*endpointv3.ClusterLoadAssignment) *endpointv3.ClusterLoadAssignment {
+	out := &endpointv3.ClusterLoadAssignment{ClusterName: cluster}
+	for _, part := range parts {
+		for _, group := range part.GetEndpoints() {
+			if len(out.GetEndpoints()) == 0 {
+				out.Endpoints = []*endpointv3.LocalityLbEndpoints{{}}
+			}
+			out.Endpoints[0].LbEndpoints = append(out.Endpoints[0].LbEndpoints, group.GetLbEndpoints()...)
+		}
+	}
+	return out
+}
+
+// offered are the endpoints of a service that an ingress leads to: the instances in this zone, or of an external service that
+// belongs to this zone the egresses.
+func offered(s *topology.Service) []topology.Endpoint {
+	if s == nil {
+		return nil
+	}
+	var out []topology.Endpoint
+	for _, e := range s.Endpoints {
+		instance := !e.Remote && e.External == nil
+		outside := !s.Local && !e.Remote && e.ViaEgress && e.Tags[zoneTag] != ""
+		if instance || outside {
+			e.Weight = 1
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// crossing is an assignment of a proxy between zones. Parts of a service are chosen by metadata, of which the mesh is a part.
+// Zones and priorities mean nothing here: to an ingress everything is near, to an egress everything is far.
+func crossing(mesh string, ref EndpointRef, endpoints []topology.Endpoint) *endpointv3.ClusterLoadAssignment {
+	group := &endpointv3.LocalityLbEndpoints{}
+	endpoints = slices.Clone(endpoints)
+	sortEndpoints(endpoints)
+	for i, e := range endpoints {
+		if i > 0 && compareEndpoints(e, endpoints[i-1]) == 0 || !carries(e.Tags, ref.Tags) {
+			continue
+		}
+		e.Tags = withTag(e.Tags, sniMeshTag, mesh)
+		group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(e))
+	}
+	out := &endpointv3.ClusterLoadAssignment{ClusterName: ref.Cluster}
+	if len(group.GetLbEndpoints()) > 0 {
+		out.Endpoints = []*endpointv3.LocalityLbEndpoints{group}
+	}
+	return out
 }
 
 // direct: the endpoint is an external service, and no egress stands before it.

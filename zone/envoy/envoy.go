@@ -1,7 +1,8 @@
 // Package envoy makes the configuration of proxies: pure functions of the topology and a proxy. Nothing here reads a store, a
 // clock or the network, and equal inputs give equal outputs.
 //
-// [Sidecar] is the list of the parts of a sidecar's configuration; each part is a file: listeners of a workload
+// [Sidecar] is the list of the parts of a sidecar's configuration, as [Proxyless], [Ingress] and [Egress] are of the others'; each
+// part is a file: listeners of a workload
 // (inbound.go), of the services that it uses (outbound.go, routes.go, clusters.go), of redirected traffic (transparent.go),
 // and what stands beside them (admin.go, probes.go, prometheus.go, dns.go). Each policy is a file too. Which policies apply
 // is asked of api/policy, so that what is shown of them is what is done. [LoadAssignment] is apart: endpoints change more
@@ -65,7 +66,22 @@ type EndpointRef struct {
 	Tags    map[string]string // without kuma.io/service
 	// Proxyless: for a gRPC program, which takes less than Envoy.
 	Proxyless bool
+	// At is the kind of proxy that has the cluster.
+	At Place
 }
+
+// Place is a kind of proxy, as far as endpoints differ by it.
+type Place uint8
+
+// The places.
+const (
+	AtSidecar Place = iota
+	// AtIngress: what the zone offers to others. Several meshes may have endpoints in one cluster, one ref each: [Join] makes one
+	// assignment of them.
+	AtIngress
+	// AtEgress: what other zones offer, at their ingresses.
+	AtEgress
+)
 
 // Sidecar makes the configuration of a sidecar or a delegated gateway. admin may be nil: then there is no listener for the
 // control plane's administrative requests.
@@ -79,7 +95,7 @@ func Sidecar(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
 	g.transparentProxying()
 	g.directAccess()
 	g.dns()
-	g.adminListener(admin)
+	g.adminListener(p.AdminAddress, p.AdminPort, p.Dataplane.GetNetworking().GetAddress(), admin)
 	g.probes()
 	g.prometheus()
 	g.tracingCluster()
@@ -105,22 +121,17 @@ type generator struct {
 	trace        *tracer // nil: requests are not traced
 
 	// Grow while parts are made.
-	p        packer
+	draft
 	clusters map[string]*cluster
 	subsets  map[string]string // names by service and tags
-	made     resources
-	secrets  map[string]bool
-	services map[string]bool // that were looked at
-	warned   map[string]bool
-	out      Output
+	services map[string]bool   // that were looked at
 }
 
 func newGenerator(mesh *topology.Mesh, p *Proxy, list func(*generator) []*outbound) *generator {
 	g := &generator{
 		mesh: mesh, proxy: p, dp: p.Dataplane, tags: tagsOf(p.Dataplane), mtls: modeOf(mesh.Spec),
-		ipv6:     isIPv6(p.Dataplane.GetNetworking().GetAddress()),
-		clusters: make(map[string]*cluster), subsets: make(map[string]string),
-		secrets: make(map[string]bool), services: make(map[string]bool), warned: make(map[string]bool),
+		ipv6:  isIPv6(p.Dataplane.GetNetworking().GetAddress()),
+		draft: newDraft(), clusters: make(map[string]*cluster), subsets: make(map[string]string), services: make(map[string]bool),
 	}
 	g.metrics = g.effectivePrometheus()
 	g.outboundList = list(g)
@@ -194,20 +205,6 @@ func (g *generator) inboundPolicies(i int) inboundPolicies {
 		in.logs = &from[i]
 	}
 	return in
-}
-
-// useMeshSecrets notes that the configuration refers to the certificate of the proxy and the authorities of its mesh.
-func (g *generator) useMeshSecrets() {
-	g.secrets[IdentitySecretName(g.mesh.Name)] = true
-	g.secrets[RootsSecretName(g.mesh.Name)] = true
-}
-
-func (g *generator) warn(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	if !g.warned[text] {
-		g.warned[text] = true
-		g.out.Warnings = append(g.out.Warnings, text)
-	}
 }
 
 // specOf is the message of a policy, nil without one. Getters may be called on it all the same.

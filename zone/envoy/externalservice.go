@@ -14,14 +14,15 @@ import (
 	"github.com/meridian-mesh/meridian/zone/topology"
 )
 
-// externalCluster connects to external services without an egress. Their addresses are part of the cluster.
-func (g *generator) externalCluster(c *cluster) *clusterv3.Cluster {
+// externalCluster connects to external services: of a sidecar those that are reached without an egress, of an egress all.
+// Their addresses are part of the cluster.
+func (g *draft) externalCluster(mesh *topology.Mesh, ipv6 bool, c *cluster) *clusterv3.Cluster {
 	m := &clusterv3.Cluster{
 		Name: c.name, AltStatName: altStatName(c.name), ConnectTimeout: seconds(defaultConnectSeconds),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		DnsLookupFamily:      clusterv3.Cluster_V4_ONLY,
 	}
-	if g.ipv6 {
+	if ipv6 {
 		m.DnsLookupFamily = clusterv3.Cluster_AUTO
 	}
 	if c.protocol.overHTTP() {
@@ -34,7 +35,7 @@ func (g *generator) externalCluster(c *cluster) *clusterv3.Cluster {
 		}
 		e.Tags = withTag(e.Tags, externalNameTag, e.ExternalName)
 		if tls := e.External.GetNetworking().GetTls(); tls.GetEnabled() {
-			context, err := g.externalTLS(e.Address, tls)
+			context, err := externalTLS(mesh.Secrets, e.Address, tls)
 			if err != nil {
 				// Without its TLS the service would be reached in a way that nobody asked for: it is not reached.
 				g.warn("ExternalService %q: %v", e.ExternalName, err)
@@ -50,7 +51,7 @@ func (g *generator) externalCluster(c *cluster) *clusterv3.Cluster {
 		}
 		usable = append(usable, e)
 	}
-	m.LoadAssignment = assignment(c.name, usable, g.mesh.Spec.GetRouting().GetLocalityAwareLoadBalancing())
+	m.LoadAssignment = assignment(c.name, usable, mesh.Spec.GetRouting().GetLocalityAwareLoadBalancing())
 	return m
 }
 
@@ -60,7 +61,7 @@ func withTag(tags map[string]string, key, value string) map[string]string {
 	return out
 }
 
-func (g *generator) externalTLS(host string, conf *meshv1.ExternalService_Networking_TLS) (*tlsv3.UpstreamTlsContext, error) {
+func externalTLS(secrets map[string][]byte, host string, conf *meshv1.ExternalService_Networking_TLS) (*tlsv3.UpstreamTlsContext, error) {
 	out := &tlsv3.UpstreamTlsContext{
 		CommonTlsContext: &tlsv3.CommonTlsContext{}, Sni: host, AllowRenegotiation: conf.GetAllowRenegotiation().GetValue(),
 	}
@@ -68,7 +69,7 @@ func (g *generator) externalTLS(host string, conf *meshv1.ExternalService_Networ
 		out.Sni = conf.GetServerName().GetValue()
 	}
 	if conf.GetCaCert() != nil {
-		ca, err := g.load(conf.GetCaCert())
+		ca, err := load(secrets, conf.GetCaCert())
 		if err != nil {
 			return nil, fmt.Errorf("networking.tls.caCert: %w", err)
 		}
@@ -81,11 +82,11 @@ func (g *generator) externalTLS(host string, conf *meshv1.ExternalService_Networ
 		}
 	}
 	if conf.GetClientCert() != nil || conf.GetClientKey() != nil {
-		cert, err := g.load(conf.GetClientCert())
+		cert, err := load(secrets, conf.GetClientCert())
 		if err != nil {
 			return nil, fmt.Errorf("networking.tls.clientCert: %w", err)
 		}
-		key, err := g.load(conf.GetClientKey())
+		key, err := load(secrets, conf.GetClientKey())
 		if err != nil {
 			return nil, fmt.Errorf("networking.tls.clientKey: %w", err)
 		}
@@ -106,10 +107,10 @@ func inline(b []byte) *corev3.DataSource {
 }
 
 // load returns what a data source of a resource stands for.
-func (g *generator) load(d *systemv1.DataSource) ([]byte, error) {
+func load(secrets map[string][]byte, d *systemv1.DataSource) ([]byte, error) {
 	switch t := d.GetType().(type) {
 	case *systemv1.DataSource_Secret:
-		content, ok := g.mesh.Secrets[t.Secret]
+		content, ok := secrets[t.Secret]
 		if !ok {
 			return nil, fmt.Errorf("there is no secret %q", t.Secret)
 		}

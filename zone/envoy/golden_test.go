@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/meridian-mesh/meridian/zone/envoy"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
 
@@ -32,7 +31,7 @@ func TestGoldenFiles(t *testing.T) {
 		dir := filepath.Dir(input)
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			w := load(t, input)
-			out := w.sidecar(t)
+			out := w.output(t)
 			want := map[string][]proto.Message{"listeners": nil, "clusters": nil, "endpoints": nil}
 			for _, r := range out.Resources {
 				switch r.Kind {
@@ -44,11 +43,7 @@ func TestGoldenFiles(t *testing.T) {
 					t.Errorf("a resource of kind %s", r.Kind.TypeURL())
 				}
 			}
-			for _, ref := range out.Endpoints {
-				cla, err := envoy.LoadAssignment(w.mesh, ref)
-				if err != nil {
-					t.Fatal(err)
-				}
+			for _, cla := range w.assignments(t, out) {
 				want["endpoints"] = append(want["endpoints"], cla)
 			}
 			for name, messages := range want {

@@ -103,11 +103,11 @@ func (g *generator) inboundListener(name string, in inbound, policies inboundPol
 	case mtlsOff:
 		l.FilterChains = []*listenerv3.FilterChain{{Filters: filters}}
 	case mtlsStrict:
-		g.useMeshSecrets()
+		g.useMeshSecrets(g.mesh.Name)
 		l.FilterChains = []*listenerv3.FilterChain{secured()}
 	case mtlsPermissive:
 		// Who a plain client is, nobody can tell: permissions are for those with a certificate.
-		g.useMeshSecrets()
+		g.useMeshSecrets(g.mesh.Name)
 		l.ListenerFilters = []*listenerv3.ListenerFilter{g.p.inspectTLS()}
 		mtls := secured()
 		mtls.FilterChainMatch = &listenerv3.FilterChainMatch{

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/meridian-mesh/meridian/api/codec"
@@ -24,12 +25,17 @@ type world struct {
 	mesh  *topology.Mesh
 	proxy *envoy.Proxy
 	admin *envoy.Admin
+
+	// zonal is set where the proxy is an ingress or an egress, and ingress says which.
+	zonal   *envoy.ZoneProxy
+	ingress bool
+	meshes  []*topology.Mesh
 }
 
 // settings is the first document of a file: what the proxy told of itself, and what is not a resource.
 type settings struct {
 	Zone         string
-	Proxy        string // the name of its Dataplane
+	Proxy        string // the name of its Dataplane, ZoneIngress or ZoneEgress
 	AdminAddress string `yaml:"adminAddress"`
 	AdminPort    uint32 `yaml:"adminPort"`
 	DNSPort      uint32 `yaml:"dnsPort"`
@@ -85,10 +91,23 @@ func parse(t testing.TB, content string) *world {
 			dp, meshName = m.(*meshv1.Dataplane), key.Mesh
 		}
 	}
+	w.Apply(changes)
+	in, eg := w.Ingress(s.Proxy), w.Egress(s.Proxy)
+	if in != nil || eg != nil {
+		out := &world{ingress: in != nil, meshes: w.Meshes(), zonal: &envoy.ZoneProxy{
+			Zone: s.Zone, Name: s.Proxy, AdminAddress: s.AdminAddress, AdminPort: s.AdminPort,
+		}}
+		if in != nil {
+			out.zonal.Address, out.zonal.Port = in.Spec.GetNetworking().GetAddress(), in.Spec.GetNetworking().GetPort()
+		} else {
+			out.zonal.Address, out.zonal.Port = eg.Spec.GetNetworking().GetAddress(), eg.Spec.GetNetworking().GetPort()
+		}
+		out.setAdmin(s)
+		return out
+	}
 	if dp == nil {
 		t.Fatalf("no Dataplane %q", s.Proxy)
 	}
-	w.Apply(changes)
 	mesh := w.Mesh(meshName)
 	if mesh == nil {
 		t.Fatalf("no mesh %q", meshName)
@@ -102,10 +121,55 @@ func parse(t testing.TB, content string) *world {
 		Mesh: meshName, Name: s.Proxy, Dataplane: dp, AdminAddress: s.AdminAddress, AdminPort: s.AdminPort,
 		DNSPort: s.DNSPort, EmptyDNSPort: s.EmptyDNSPort, Features: s.Features,
 	}}
+	out.setAdmin(s)
+	return out
+}
+
+func (w *world) setAdmin(s settings) {
 	if s.AdminPort != 0 {
-		out.admin = &envoy.Admin{Cert: []byte("CERTIFICATE"), Key: []byte("KEY"), CA: []byte("AUTHORITY")}
+		w.admin = &envoy.Admin{Cert: []byte("CERTIFICATE"), Key: []byte("KEY"), CA: []byte("AUTHORITY")}
+	}
+}
+
+// output makes the configuration of whatever the proxy is.
+func (w *world) output(t testing.TB) *envoy.Output {
+	t.Helper()
+	if w.zonal == nil {
+		return w.sidecar(t)
+	}
+	generate := envoy.Egress
+	if w.ingress {
+		generate = envoy.Ingress
+	}
+	out, err := generate(w.meshes, w.zonal, w.admin)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return out
+}
+
+// assignments makes the endpoints of the clusters of a configuration, in the order of their names.
+func (w *world) assignments(t testing.TB, out *envoy.Output) []*endpointv3.ClusterLoadAssignment {
+	t.Helper()
+	var all []*endpointv3.ClusterLoadAssignment
+	for _, ref := range out.Endpoints {
+		mesh := w.mesh
+		for _, m := range w.meshes {
+			if m.Name == ref.Mesh {
+				mesh = m
+			}
+		}
+		cla, err := envoy.LoadAssignment(mesh, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(all); n > 0 && all[n-1].GetClusterName() == ref.Cluster {
+			all[n-1] = envoy.Join(ref.Cluster, []*endpointv3.ClusterLoadAssignment{all[n-1], cla})
+			continue
+		}
+		all = append(all, cla)
+	}
+	return all
 }
 
 // sidecar makes the configuration, and fails when there is none.

@@ -21,6 +21,8 @@ const (
 	// listenerTagsKey is where the tags of a listener stand in its metadata.
 	listenerTagsKey = "io.kuma.tags"
 
+	// sniMeshTag is the mesh in server names, and in the metadata of endpoints of proxies between zones.
+	sniMeshTag = "mesh"
 	// egressService is the service that zone egresses have certificates of.
 	egressService = "zone-egress"
 )
@@ -46,7 +48,7 @@ func SNI(mesh, service string, tags map[string]string) string {
 			withMesh[k] = v
 		}
 	}
-	withMesh["mesh"] = mesh
+	withMesh[sniMeshTag] = mesh
 	for k, v := range sorted(withMesh) {
 		pairs = append(pairs, k+"="+v)
 	}

@@ -256,7 +256,7 @@ func (g *generator) addCluster(c *cluster) {
 
 	var m *clusterv3.Cluster
 	if c.external {
-		m = g.externalCluster(c)
+		m = g.externalCluster(g.mesh, g.ipv6, c)
 	} else {
 		m = g.serviceCluster(c)
 	}
@@ -286,7 +286,7 @@ func (g *generator) serviceCluster(c *cluster) *clusterv3.Cluster {
 		if c.viaEgress {
 			server = egressService
 		}
-		g.useMeshSecrets()
+		g.useMeshSecrets(g.mesh.Name)
 		m.TransportSocket = g.p.clientTLS(g.mesh.Name, server, SNI(g.mesh.Name, c.service, c.tags), g.anyProxyless(c.service))
 	}
 	return m

@@ -64,7 +64,7 @@ func (g *generator) prometheus() {
 			Filters: []*listenerv3.Filter{serve()},
 		})
 	}
-	g.useMeshSecrets()
+	g.useMeshSecrets(g.mesh.Name)
 	var policies inboundPolicies
 	if g.matched.Metrics != nil {
 		policies.Inbound = *g.matched.Metrics

@@ -52,7 +52,7 @@ func Proxyless(mesh *topology.Mesh, p *Proxy) (*Output, error) {
 		g.grpcServer(i, in)
 	}
 	if g.mtls != mtlsOff {
-		g.useMeshSecrets() // for the agent, which keeps them in files
+		g.useMeshSecrets(g.mesh.Name) // for the agent, which keeps them in files
 	}
 	out, err := g.finish()
 	if err != nil {

@@ -24,6 +24,8 @@ const (
 	originProbe        origin = "probe"
 	originPrometheus   origin = "prometheus"
 	originTracing      origin = "tracing"
+	originIngress      origin = "ingress"
+	originEgress       origin = "egress"
 	originTemplate     origin = "proxy-template"
 )
 
@@ -50,9 +52,34 @@ func (rs resources) sorted() []*resource {
 	})
 }
 
+// draft is a configuration that grows, whatever kind of proxy it is for.
+type draft struct {
+	p       packer
+	made    resources
+	secrets map[string]bool
+	warned  map[string]bool
+	out     Output
+}
+
+func newDraft() draft { return draft{secrets: make(map[string]bool), warned: make(map[string]bool)} }
+
+// useMeshSecrets notes that the configuration refers to the certificate of the proxy in a mesh and to the authorities there.
+func (g *draft) useMeshSecrets(mesh string) {
+	g.secrets[IdentitySecretName(mesh)] = true
+	g.secrets[RootsSecretName(mesh)] = true
+}
+
+func (g *draft) warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if !g.warned[text] {
+		g.warned[text] = true
+		g.out.Warnings = append(g.out.Warnings, text)
+	}
+}
+
 // add puts a resource into the configuration. Parts that come to the same name must mean the same: two inbounds may lead to
 // one port of the workload. Where they do not, the first stays.
-func (g *generator) add(from origin, kind xds.Kind, name string, m proto.Message) {
+func (g *draft) add(from origin, kind xds.Kind, name string, m proto.Message) {
 	if g.p.err != nil {
 		return
 	}
@@ -74,6 +101,12 @@ func (g *generator) finish() (*Output, error) {
 	if g.p.err == nil {
 		g.template()
 	}
+	g.out.Services = slices.Sorted(maps.Keys(g.services))
+	return g.draft.finish()
+}
+
+// finish makes the resources final.
+func (g *draft) finish() (*Output, error) {
 	if g.p.err != nil {
 		return nil, g.p.err
 	}
@@ -88,8 +121,9 @@ func (g *generator) finish() (*Output, error) {
 	g.out.Endpoints = slices.DeleteFunc(g.out.Endpoints, func(e EndpointRef) bool {
 		return g.made[resourceKey{xds.Cluster, e.Cluster}] == nil
 	})
-	slices.SortFunc(g.out.Endpoints, func(a, b EndpointRef) int { return cmp.Compare(a.Cluster, b.Cluster) })
+	slices.SortFunc(g.out.Endpoints, func(a, b EndpointRef) int {
+		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Mesh, b.Mesh))
+	})
 	g.out.Secrets = slices.Sorted(maps.Keys(g.secrets))
-	g.out.Services = slices.Sorted(maps.Keys(g.services))
 	return &g.out, nil
 }

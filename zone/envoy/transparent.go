@@ -135,7 +135,7 @@ func (g *generator) directAccess() {
 func (g *generator) directAccessCluster() *clusterv3.Cluster {
 	c := originalDstCluster(directAccessName)
 	if g.mtls != mtlsOff {
-		g.useMeshSecrets()
+		g.useMeshSecrets(g.mesh.Name)
 		c.TransportSocket = g.p.anyClientTLS(g.mesh.Name)
 	}
 	return c

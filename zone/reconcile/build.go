@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/zone/envoy"
 	"github.com/meridian-mesh/meridian/zone/mtls"
@@ -92,14 +94,12 @@ func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 		return res
 	}
 	resources := slices.Clone(res.out.Resources)
-	for _, e := range res.refs {
-		one, err := r.assignments.current(e, r.world.Mesh(e.ref.Mesh))
-		if err != nil {
-			res.err = err
-			return res
-		}
-		resources = append(resources, one)
+	endpoints, err := r.endpoints(res.refs)
+	if err != nil {
+		res.err = err
+		return res
 	}
+	resources = append(resources, endpoints...)
 	secrets, err := r.secrets(ctx, &res, mesh)
 	if err != nil {
 		res.err = err
@@ -109,15 +109,46 @@ func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 	return res
 }
 
-// freshEndpoints is the configuration of p with the endpoints that are current.
-func (r *Reconciler) freshEndpoints(p *proxy) (*xds.Config, error) {
-	var changed []*xds.Resource
-	for _, e := range p.refs {
+// endpoints are the endpoints of clusters as they are now, in the order of the refs. A cluster of an ingress that several meshes
+// have endpoints in, which its refs stand side by side for, is put together from theirs.
+func (r *Reconciler) endpoints(refs []*assignment) ([]*xds.Resource, error) {
+	out := make([]*xds.Resource, 0, len(refs))
+	var parts []*endpointv3.ClusterLoadAssignment
+	for i, e := range refs {
 		one, err := r.assignments.current(e, r.world.Mesh(e.ref.Mesh))
 		if err != nil {
 			return nil, err
 		}
-		if p.config.Get(xds.Endpoint, one.Name) != one {
+		first := i == 0 || refs[i-1].ref.Cluster != e.ref.Cluster
+		last := i == len(refs)-1 || refs[i+1].ref.Cluster != e.ref.Cluster
+		if first && last {
+			out = append(out, one)
+			continue
+		}
+		if first {
+			parts = nil
+		}
+		parts = append(parts, one.Message.(*endpointv3.ClusterLoadAssignment)) //nolint:forcetypeassert // current makes no other
+		if !last {
+			continue
+		}
+		if one, err = xds.NewResource(xds.Endpoint, e.ref.Cluster, envoy.Join(e.ref.Cluster, parts)); err != nil {
+			return nil, fmt.Errorf("endpoints of cluster %q: %w", e.ref.Cluster, err)
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+// freshEndpoints is the configuration of p with the endpoints that are current.
+func (r *Reconciler) freshEndpoints(p *proxy) (*xds.Config, error) {
+	var changed []*xds.Resource
+	endpoints, err := r.endpoints(p.refs)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range endpoints {
+		if had := p.config.Get(xds.Endpoint, one.Name); had != one && (had == nil || had.Version != one.Version) {
 			changed = append(changed, one)
 		}
 	}

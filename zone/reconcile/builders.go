@@ -27,6 +27,37 @@ func SidecarBuilder(admin AdminCertificates) Builder {
 	}
 }
 
+// IngressBuilder is the Builder of zone ingresses.
+func IngressBuilder(admin AdminCertificates) Builder {
+	return func(in *Input) (*envoy.Output, error) {
+		n := in.World.Ingress(in.Proxy.Name).Spec.GetNetworking()
+		cert, err := adminOf(in, admin, n.GetAddress())
+		if err != nil {
+			return nil, err
+		}
+		return envoy.Ingress(in.World.Meshes(), zoneProxy(in, n.GetAddress(), n.GetPort()), cert)
+	}
+}
+
+// EgressBuilder is the Builder of zone egresses.
+func EgressBuilder(admin AdminCertificates) Builder {
+	return func(in *Input) (*envoy.Output, error) {
+		n := in.World.Egress(in.Proxy.Name).Spec.GetNetworking()
+		cert, err := adminOf(in, admin, n.GetAddress())
+		if err != nil {
+			return nil, err
+		}
+		return envoy.Egress(in.World.Meshes(), zoneProxy(in, n.GetAddress(), n.GetPort()), cert)
+	}
+}
+
+func zoneProxy(in *Input, address string, port uint32) *envoy.ZoneProxy {
+	return &envoy.ZoneProxy{
+		Zone: in.World.Zone(), Name: in.Proxy.Name, Address: address, Port: port,
+		AdminAddress: in.Proxy.Metadata.AdminAddress, AdminPort: in.Proxy.Metadata.AdminPort,
+	}
+}
+
 // adminOf is what the administration listener of a proxy needs; nil when the zone has no authority for it, or the proxy no
 // administration.
 func adminOf(in *Input, admin AdminCertificates, address string) (*envoy.Admin, error) {

@@ -6,6 +6,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
+	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/zone/topology"
 )
 
@@ -107,24 +108,43 @@ func policyOptions(mesh *topology.Mesh) func(*meshv1.Dataplane) policy.Options {
 }
 
 // markZonal marks an ingress or an egress: its configuration is made of all meshes.
+//
+// An ingress has the services with workloads in this zone, the external services that belong to it, and the destinations of routes.
+// An egress has the services and external services of other zones, the external services that are reached from here with their
+// secrets and policies, and the destinations of routes. Both have the endpoints by EDS, which most changes are of.
 func (r *Reconciler) markZonal(p *proxy, d *topology.Dirty, since time.Time) {
-	_, in := d.Ingresses[p.Name]
-	_, out := d.Egresses[p.Name]
-	if p.Kind == Ingress && in || p.Kind == Egress && (out || len(d.Ingresses) > 0) {
+	_, itself := d.Ingresses[p.Name]
+	types := []resource.Type{policy.TrafficRoute, policy.MeshGatewayRoute}
+	if p.Kind == Egress {
+		_, itself = d.Egresses[p.Name]
+		types = append(types, policy.TrafficPermission, policy.FaultInjection, policy.RateLimit)
+	}
+	if itself {
 		r.need(p, needAll|needSecrets, causeZone, since)
 	}
 	for name, md := range d.Meshes {
 		switch {
-		case md.Whole || len(md.Secrets) > 0:
+		case md.Whole:
 			r.need(p, needAll|needSecrets, causeMesh, since)
-		case len(md.Services) > 0:
+		case len(md.Secrets) > 0 && p.Kind == Egress:
+			r.need(p, needAll|needSecrets, causeSecret, since)
+		}
+		if len(md.Services) > 0 || md.Externals {
 			r.need(p, needAll, causeService, since)
-		case !md.Policies.Empty():
+		}
+		if md.Policies.Touches(types...) {
 			r.need(p, needAll, causePolicy, since)
+		}
+		mesh := r.world.Mesh(name)
+		for service := range md.Remote {
+			_, has := r.byEnds[serviceKey{name, service}][p]
+			if p.Kind == Egress && has != (mesh != nil && len(mesh.Remote[service]) > 0) {
+				r.need(p, needAll, causeService, since) // it appeared, or it is gone
+			}
 		}
 		for _, changed := range []map[string]struct{}{md.Endpoints, md.Remote} {
 			for service := range changed {
-				if _, uses := r.byEnds[serviceKey{name, service}][p]; uses {
+				if _, has := r.byEnds[serviceKey{name, service}][p]; has {
 					r.need(p, needEndpoints, causeEndpoints, since)
 				}
 			}

@@ -45,7 +45,7 @@ type assignment struct {
 // refKey is a text that is the same for the same ref only.
 func refKey(ref *envoy.EndpointRef) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%q %q %q %t", ref.Cluster, ref.Mesh, ref.Service, ref.Proxyless)
+	fmt.Fprintf(&b, "%q %q %q %t %d", ref.Cluster, ref.Mesh, ref.Service, ref.Proxyless, ref.At)
 	for _, k := range slices.Sorted(maps.Keys(ref.Tags)) {
 		fmt.Fprintf(&b, " %q=%q", k, ref.Tags[k])
 	}
