@@ -24,6 +24,7 @@ type Plane struct {
 	Name                          string
 	program, Dir                  string
 	HTTP, HTTPS, Diagnostics, KDS int
+	Proxies, MADS                 int // of a zone
 	env                           []string
 	cmd                           *exec.Cmd
 	exited                        chan struct{}
@@ -87,6 +88,10 @@ func newPlane(t testing.TB, bin, kind, name string) *Plane {
 		"PATH=" + os.Getenv("PATH"), "HOME=" + p.Dir, "MERIDIAN_DATA_DIR=" + p.Dir,
 		fmt.Sprint("MERIDIAN_API_HTTP_PORT=", p.HTTP), fmt.Sprint("MERIDIAN_API_HTTPS_PORT=", p.HTTPS),
 		fmt.Sprint("MERIDIAN_DIAGNOSTICS_PORT=", p.Diagnostics),
+	}
+	if kind == "zone" {
+		p.Proxies, p.MADS = freePort(t), freePort(t)
+		p.env = append(p.env, fmt.Sprint("MERIDIAN_DP_PORT=", p.Proxies), fmt.Sprint("MERIDIAN_MADS_PORT=", p.MADS))
 	}
 	t.Cleanup(func() {
 		if p.cmd != nil {

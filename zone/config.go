@@ -12,6 +12,13 @@ import (
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
 	"github.com/meridian-mesh/meridian/common/storage"
+	"github.com/meridian-mesh/meridian/zone/bootstrap"
+	"github.com/meridian-mesh/meridian/zone/dpserver"
+	"github.com/meridian-mesh/meridian/zone/hds"
+	"github.com/meridian-mesh/meridian/zone/mads"
+	"github.com/meridian-mesh/meridian/zone/mtls"
+	"github.com/meridian-mesh/meridian/zone/proxies"
+	"github.com/meridian-mesh/meridian/zone/vips"
 )
 
 // Config is everything that can be set on a zone control plane. Its keys are those of the file and of GET /config;
@@ -29,6 +36,28 @@ type Config struct {
 	Access      server.Access      `yaml:"access"`
 	Diagnostics diagnostics.Config `yaml:"diagnostics"`
 	Multizone   Multizone          `yaml:"multizone"`
+
+	DPServer        dpserver.Config  `yaml:"dpServer"`
+	BootstrapServer bootstrap.Config `yaml:"bootstrapServer"`
+	Proxies         proxies.Config   `yaml:"proxies"`
+	XDSServer       XDSServer        `yaml:"xdsServer"`
+	HDS             hds.Config       `yaml:"hds"`
+	MADS            mads.Config      `yaml:"monitoringAssignmentServer"`
+	MTLS            mtls.Config      `yaml:"mtls"`
+	DNSServer       vips.Config      `yaml:"dnsServer"`
+}
+
+// XDSServer is the section xdsServer: how proxies are configured.
+type XDSServer struct {
+	Holdoff time.Duration `yaml:"holdoff" env:"MERIDIAN_XDS_HOLDOFF" doc:"how long after the first change of a burst its other changes are waited for before proxies are configured, 0-1m"`
+}
+
+// Validate returns every problem of x, each starting with the field's name in the file.
+func (x XDSServer) Validate() []error {
+	if x.Holdoff < 0 || x.Holdoff > time.Minute {
+		return []error{fmt.Errorf("holdoff: %s is not in 0-1m", x.Holdoff)}
+	}
+	return nil
 }
 
 // General is the section general.
@@ -90,6 +119,14 @@ func DefaultConfig() Config {
 			ReconnectBase:       250 * time.Millisecond,
 			ReconnectMax:        10 * time.Second,
 		}}},
+		DPServer:        dpserver.Default(),
+		BootstrapServer: bootstrap.Default(),
+		Proxies:         proxies.DefaultConfig(),
+		XDSServer:       XDSServer{Holdoff: 5 * time.Millisecond},
+		HDS:             hds.DefaultConfig(),
+		MADS:            mads.Default(),
+		MTLS:            mtls.DefaultConfig(),
+		DNSServer:       vips.DefaultConfig(),
 	}
 }
 
@@ -102,8 +139,18 @@ func (c Config) Validate() []error {
 	if c.Environment != "universal" {
 		errs = append(errs, fmt.Errorf("environment: %q is not universal", c.Environment))
 	}
-	if p := c.Diagnostics.Port; p > 0 && (p == c.API.HTTPPort || p == c.API.HTTPSPort) {
-		errs = append(errs, fmt.Errorf("diagnostics.port: %d is a port of apiServer too", p))
+	taken := make(map[int]string)
+	for _, p := range []struct {
+		field string
+		port  int
+	}{
+		{"apiServer.httpPort", c.API.HTTPPort}, {"apiServer.httpsPort", c.API.HTTPSPort}, {"diagnostics.port", c.Diagnostics.Port},
+		{"dpServer.port", c.DPServer.Port}, {"monitoringAssignmentServer.port", c.MADS.Port},
+	} {
+		if other := taken[p.port]; other != "" && p.port > 0 {
+			errs = append(errs, fmt.Errorf("%s: %d is %s too", p.field, p.port, other))
+		}
+		taken[p.port] = p.field
 	}
 	return errs
 }

@@ -51,7 +51,7 @@ func TestConfig(t *testing.T) {
 			"multizone.zone.token: tokenFile is set too; they exclude each other",
 		}},
 		{"two listeners on one port", func(c *zone.Config) { c.Diagnostics.Port = 5682 }, []string{
-			"diagnostics.port: 5682 is a port of apiServer too",
+			"diagnostics.port: 5682 is apiServer.httpsPort too",
 		}},
 		{"everything wrong at once", func(c *zone.Config) {
 			c.Mode, c.Environment, c.General.DataDir = "global", "kubernetes", ""

@@ -19,6 +19,7 @@ func TestMetricNamesAreThoseOfTheGoldenFile(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.General.DataDir = t.TempDir()
 	cfg.API.HTTPPort, cfg.API.HTTPSPort, cfg.Diagnostics.Port = 0, 0, 0
+	cfg.DPServer.Port, cfg.MADS.Port = 0, 0
 	cfg.Multizone.Zone.Name, cfg.Multizone.Zone.GlobalAddress = "zone-1", "grpc://localhost:1"
 	plane, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {

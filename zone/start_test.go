@@ -21,9 +21,12 @@ func TestAStartThatFailsSaysWhyAndLeavesTheDataDirectoryToTheNext(t *testing.T) 
 	free.Multizone.Zone.Name, free.Multizone.Zone.GlobalAddress = "zone-1", "grpc://localhost:1"
 	free.API.BindAddress, free.Diagnostics.BindAddress = "127.0.0.1", "127.0.0.1"
 	free.API.HTTPPort, free.API.HTTPSPort, free.Diagnostics.Port = 0, 0, 0
+	free.DPServer.Port, free.MADS.Port = 0, 0
 
 	for name, change := range map[string]func(*Config){
 		"the port of the API is taken":         func(c *Config) { c.API.HTTPPort = taken },
+		"the port for proxies is taken":        func(c *Config) { c.DPServer.Port = taken },
+		"the port of MADS is taken":            func(c *Config) { c.MADS.Port = taken },
 		"the port of the diagnostics is taken": func(c *Config) { c.Diagnostics.Port = taken },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -41,6 +41,7 @@ type Zone struct {
 	api         *server.Server
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
+	dataPlane   dataPlane
 }
 
 // New opens the store and binds the listeners; it does not need the global. The caller closes what it returns, after
@@ -81,6 +82,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 		return nil, err
 	}
 	z.cfg.Diagnostics.Port = z.diagnostics.Port()
+	if err := z.newDataPlane(ctx, reg); err != nil {
+		return nil, err
+	}
 	if err := z.newUpstream(ctx, reg); err != nil {
 		return nil, err
 	}
@@ -193,14 +197,23 @@ func portOf(a net.Addr) int {
 // Run serves until ctx ends or a part fails.
 func (z *Zone) Run(ctx context.Context) error {
 	z.log.InfoContext(ctx, "zone control plane is running", "api", z.api.HTTPAddr().String(), "api_tls", z.cfg.API.HTTPSPort,
-		"global", z.cfg.Multizone.Zone.GlobalAddress, "diagnostics", z.diagnostics.Addr().String(), "store", z.store.ID(),
+		"proxies", z.dataPlane.listener.Addr().String(), "global", z.cfg.Multizone.Zone.GlobalAddress, "diagnostics", z.diagnostics.Addr().String(), "store", z.store.ID(),
 		"revision", z.store.Snapshot().Revision(), "version", version.Get().Version)
-	return component.Run(ctx,
-		component.Component{Name: "diagnostics", Run: z.diagnostics.Run},
-		component.Component{Name: "validation", Run: z.validate},   // of what is stored; once
-		component.Component{Name: "upstream", Run: z.upstream.Run}, // KDS session with the global, reconnecting
-		component.Component{Name: "api", Run: z.api.Run},           // operators' HTTP
-	)
+	d := &z.dataPlane
+	parts := []component.Component{
+		{Name: "diagnostics", Run: z.diagnostics.Run},
+		{Name: "validation", Run: z.validate},      // of what is stored; once
+		{Name: "upstream", Run: z.upstream.Run},    // KDS session with the global, reconnecting
+		{Name: "api", Run: z.api.Run},              // operators' HTTP
+		{Name: "proxies", Run: d.registry.Run},     // who is connected, and what is stored of them
+		{Name: "reconcile", Run: d.reconciler.Run}, // configuration of proxies
+		{Name: "dp server", Run: d.listener.Run},   // what proxies talk to
+		{Name: "health discovery", Run: d.hds.Run}, // what they report of workloads
+	}
+	if d.mads != nil {
+		parts = append(parts, component.Component{Name: "mads", Run: d.mads.Run}) // what Prometheus scrapes
+	}
+	return component.Run(ctx, parts...)
 }
 
 // validate tells of stored resources that this version would not take. They stay.
@@ -221,6 +234,7 @@ func (z *Zone) release() {
 	if z.diagnostics != nil {
 		_ = z.diagnostics.Close()
 	}
+	z.dataPlane.close()
 	if z.api != nil {
 		_ = z.api.Close()
 	}

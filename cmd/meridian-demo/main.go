@@ -178,6 +178,8 @@ func pickPorts() ([3]map[string]int, error) {
 		out[i] = map[string]int{"http": 5681 + base, "https": 5682 + base, "diagnostics": 5680 + base}
 		if i == 0 {
 			out[i]["kds"] = 5685
+		} else {
+			out[i]["proxies"], out[i]["mads"] = 5678+base, 5676+base
 		}
 		for _, port := range out[i] {
 			free = free && isFree(port)
@@ -224,6 +226,10 @@ func (p *plane) start(program string, env []string) error {
 		fmt.Sprint("MERIDIAN_API_HTTP_PORT=", p.ports["http"]),
 		fmt.Sprint("MERIDIAN_API_HTTPS_PORT=", p.ports["https"]),
 		fmt.Sprint("MERIDIAN_DIAGNOSTICS_PORT=", p.ports["diagnostics"]))
+	if p.ports["proxies"] != 0 {
+		p.cmd.Env = append(p.cmd.Env,
+			fmt.Sprint("MERIDIAN_DP_PORT=", p.ports["proxies"]), fmt.Sprint("MERIDIAN_MADS_PORT=", p.ports["mads"]))
+	}
 	p.cmd.Env = append(p.cmd.Env, env...)
 	if err := p.cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)

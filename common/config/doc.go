@@ -6,7 +6,7 @@
 //
 //	Port int `yaml:"port" env:"MERIDIAN_KDS_PORT" doc:"port zones connect to, 0-65535; 0 takes any free port"`
 //
-// Fields may be structs of further fields, or of type string, bool, int, int64, uint16, [time.Duration], []string
+// Fields may be structs of further fields, or of type string, bool, int, int64, uint16, uint32, [time.Duration], []string
 // (comma-separated outside the file) and [Secret]. The flag's name is the path in the file in kebab case:
 // multizone.global.kds.port becomes --multizone-global-kds-port. A field without an env tag is read from the file
 // only, and a Secret has no flag, because command lines are visible to every user of a machine. A struct that stands in

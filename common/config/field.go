@@ -71,7 +71,7 @@ func join(prefix, name string) string {
 
 func supported(t reflect.Type) bool {
 	switch t.Kind() {
-	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Uint16:
+	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Uint16, reflect.Uint32:
 		return true
 	default:
 		return t == stringsType

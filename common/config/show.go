@@ -89,7 +89,7 @@ func kindName(t reflect.Type) string {
 		return "list"
 	case t == secretType:
 		return "secret"
-	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64, t.Kind() == reflect.Uint16:
+	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64, t.Kind() == reflect.Uint16, t.Kind() == reflect.Uint32:
 		return "number"
 	default:
 		return t.Kind().String()

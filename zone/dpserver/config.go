@@ -16,7 +16,6 @@ type Config struct {
 	TLSMinVersion string `yaml:"tlsMinVersion" env:"MERIDIAN_DP_TLS_MIN_VERSION" doc:"oldest TLS version that is spoken: TLSv1_2 or TLSv1_3"`
 
 	Auth Auth `yaml:"auth"`
-	HDS  HDS  `yaml:"hds"`
 
 	MaxConnections  int           `yaml:"maxConnections" env:"MERIDIAN_DP_MAX_CONNECTIONS" doc:"most connections open at the same time, 1 or more; further ones are closed at once"`
 	MaxMessageBytes int           `yaml:"maxMessageBytes" env:"MERIDIAN_DP_MAX_MESSAGE_BYTES" doc:"largest gRPC message received or sent, in bytes, 65536-2147483647"`
@@ -37,18 +36,12 @@ const (
 	AuthNone    = "none"
 )
 
-// HDS is the section dpServer.hds: Envoys check the workloads next to them and report to the control plane.
-type HDS struct {
-	Enabled bool `yaml:"enabled" env:"MERIDIAN_DP_HDS_ENABLED" doc:"tell proxies to report the health of their workloads"`
-}
-
 // Default returns the documented defaults.
 func Default() Config {
 	return Config{
 		Port:            5678,
 		TLSMinVersion:   tls12,
 		Auth:            Auth{Type: AuthDPToken},
-		HDS:             HDS{Enabled: true},
 		MaxConnections:  50_000,
 		MaxMessageBytes: 32 << 20,
 		RequestTimeout:  10 * time.Second,

@@ -65,10 +65,11 @@ func meshTLS(mesh string, san *matcherv3.StringMatcher, alpn ...string) *tlsv3.C
 	}
 }
 
-// serverTLS accepts clients with a certificate of the mesh, whichever service they are.
+// serverTLS accepts clients with a certificate of the mesh, whichever service they are. Proxies offer no protocol that it names,
+// which Envoy takes; gRPC programs without a proxy insist on agreeing on HTTP/2.
 func (p *packer) serverTLS(mesh string) *corev3.TransportSocket {
 	return p.tlsSocket(&tlsv3.DownstreamTlsContext{
-		CommonTlsContext:         meshTLS(mesh, beginsWith("spiffe://"+mesh+"/")),
+		CommonTlsContext:         meshTLS(mesh, beginsWith("spiffe://"+mesh+"/"), "h2"),
 		RequireClientCertificate: boolean(true),
 	})
 }

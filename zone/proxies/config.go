@@ -15,7 +15,9 @@ const (
 
 // Config is what operators may set about proxies.
 type Config struct {
-	Auth                string        `yaml:"auth" env:"MERIDIAN_DP_AUTH" doc:"how proxies prove who they are: dpToken (a token for the proxy, or of the zone for ingresses and egresses) or none (not at all: whoever reaches the port may be any proxy)"`
+	// Auth is AuthToken or AuthNone. It is set where the listener is configured, and no setting of its own.
+	Auth string `yaml:"-"`
+
 	DeregistrationDelay time.Duration `yaml:"deregistrationDelay" env:"MERIDIAN_DP_DEREGISTRATION_DELAY" doc:"how long after its last stream the resource that a proxy brought is kept, should the proxy come back; 0 or more"`
 	InsightInterval     time.Duration `yaml:"insightInterval" env:"MERIDIAN_DP_INSIGHT_INTERVAL" doc:"least time between two storings of what changed in insights, other than that a proxy connected or disconnected; more than 0"`
 	IdleTimeout         time.Duration `yaml:"idleTimeout" env:"MERIDIAN_DP_IDLE_TIMEOUT" doc:"age at which a subscription that no control plane keeps alive is closed, 1s or more"`

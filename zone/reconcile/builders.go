@@ -71,3 +71,8 @@ func adminOf(in *Input, admin AdminCertificates, address string) (*envoy.Admin, 
 	}
 	return &envoy.Admin{Cert: cert.CertPEM, Key: cert.KeyPEM, CA: cert.CAPEM}, nil
 }
+
+// ProxylessBuilder is the Builder of gRPC programs that speak xDS themselves.
+func ProxylessBuilder(in *Input) (*envoy.Output, error) {
+	return envoy.Proxyless(in.Mesh, &envoy.Proxy{Mesh: in.Proxy.Mesh, Name: in.Proxy.Name, Dataplane: in.Dataplane})
+}
