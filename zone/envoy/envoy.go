@@ -90,6 +90,9 @@ const (
 // doing something other than was asked for is left out, and named in Output.Warnings.
 func Sidecar(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
 	g := newGenerator(mesh, p, (*generator).listOutbounds)
+	if gateway := p.Dataplane.GetNetworking().GetGateway(); gateway.GetType() == meshv1.Dataplane_Networking_Gateway_BUILTIN {
+		g.warn("the proxy is a builtin gateway, which is not configured by MeshGateways yet: it serves nothing")
+	}
 	g.inbounds()
 	g.outbounds()
 	g.transparentProxying()
