@@ -203,9 +203,12 @@ func operation(c *cas, s step) (store.Op, bool) {
 	case "ingress":
 		return put(resource.ZoneIngress, "", name, &meshv1.ZoneIngress{
 			Zone:       []string{"zone-2", "zone-3", ""}[s.Shape%3],
-			Networking: &meshv1.ZoneIngress_Networking{AdvertisedAddress: fmt.Sprintf("1.1.1.%d", 1+s.Shape%2), AdvertisedPort: 10001},
+			Networking: &meshv1.ZoneIngress_Networking{
+				Address: "10.8.0.1", Port: 10001, AdvertisedAddress: fmt.Sprintf("1.1.1.%d", 1+s.Shape%2), AdvertisedPort: 10001,
+			},
 			AvailableServices: []*meshv1.ZoneIngress_AvailableService{
 				{Mesh: mesh, Instances: uint32(1 + s.Shape%4), Tags: tags{"kuma.io/service": services[s.Shape%3], "kuma.io/protocol": "http"}},
+				{Mesh: mesh, Instances: 1, Tags: tags{"kuma.io/service": services[2+s.Shape/3%2]}, ExternalService: s.Shape/6%2 == 0},
 			},
 		}), true
 	case "uningress":
@@ -235,7 +238,7 @@ func operation(c *cas, s step) (store.Op, bool) {
 		}
 		return put(resource.Secret, mesh, name, secretOf(data)), true
 	}
-	return store.Op{}, false
+	return zonalOperation(c, s)
 }
 
 func play(t *testing.T, c *cas, script []step, builders Builders, bug func(*Reconciler)) (wrong string) {
@@ -260,13 +263,13 @@ func play(t *testing.T, c *cas, script []step, builders Builders, bug func(*Reco
 		r.write(first...)
 		connected := make(map[string]Connected)
 		for i, s := range script {
-			who := sidecar([]string{"m", "o"}[s.Mesh], []string{"a", "b", "c", "d"}[s.Name])
+			who := s.who()
 			_, here := connected[who.NodeID]
 			switch {
-			case s.Do == "connect" && !here:
+			case strings.HasPrefix(s.Do, "connect") && !here:
 				connected[who.NodeID] = who
 				r.r.Connected(who)
-			case s.Do == "disconnect" && here:
+			case strings.HasPrefix(s.Do, "disconnect") && here:
 				delete(connected, who.NodeID)
 				r.r.Disconnected(who.NodeID)
 			default:
@@ -293,7 +296,6 @@ func differs(t *testing.T, r *rig, connected map[string]Connected) string {
 	pub := newPublished()
 	o := r.opts
 	o.Publisher, o.Status, o.Log = pub, pub, slog.New(slog.DiscardHandler)
-	o.Builders = Builders{Sidecar: r.opts.Builders.Sidecar, LoadAssignment: r.opts.Builders.LoadAssignment}
 	scratch, err := New(o)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,166 @@
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	"pgregory.net/rapid"
+
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/policy"
+	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/zone/envoy"
+)
+
+func zonalBuilders(tb testing.TB) Builders {
+	tb.Helper()
+	admin := newAuthority(tb)
+	return Builders{Sidecar: SidecarBuilder(admin), Ingress: IngressBuilder(admin), Egress: EgressBuilder(admin), LoadAssignment: envoy.LoadAssignment}
+}
+
+// TestIngressesAndEgressesAreThoseMadeFromScratch is the property for the proxies of the zone, with their own generators, and with
+// what matters to them more often in the histories.
+func TestIngressesAndEgressesAreThoseMadeFromScratch(t *testing.T) {
+	cas := newCAs(t)
+	builders := zonalBuilders(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		script := append(zonalBegin(), rapid.SliceOfN(zonalSteps(), 10, 40).Draw(rt, "script")...)
+		if wrong := play(t, cas, script, builders, nil); wrong != "" {
+			rt.Fatalf("after %v:\n%s", script, wrong)
+		}
+	})
+}
+
+func TestZonalHistoriesFindBugs(t *testing.T) {
+	cas := newCAs(t)
+	builders := zonalBuilders(t)
+	lost := func(c cause) func(*Reconciler) {
+		return func(r *Reconciler) { r.skip = func(got cause) bool { return got == c } }
+	}
+	for name, bug := range map[string]func(*Reconciler){
+		"other endpoints mark nobody":                 lost(causeEndpoints),
+		"services that come and go mark nobody":       lost(causeService),
+		"policies mark nobody":                        lost(causePolicy),
+		"a mesh marks nobody":                         lost(causeMesh),
+		"the resource of the proxy itself marks none": lost(causeZone),
+		"endpoints once made are current for ever":    func(r *Reconciler) { r.assignments.load = onlyOnce(r.assignments.load) },
+		"external services are not followed": func(r *Reconciler) {
+			r.types = slices.DeleteFunc(r.types, func(s string) bool { return s == "ExternalService" })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scripts := rapid.SliceOfN(zonalSteps(), 30, 60)
+			for seed := range 200 {
+				if play(t, cas, append(zonalBegin(), scripts.Example(seed)...), builders, bug) != "" {
+					return
+				}
+			}
+			t.Error("two hundred histories do not show it")
+		})
+	}
+}
+
+// zonalBegin connects an ingress and an egress. Proxies without a configuration are made anew at each change, and find no bugs.
+func zonalBegin() []step {
+	return []step{{Do: "ingress", Shape: 2}, {Do: "egress"}, {Do: "connect-ingress"}, {Do: "connect-egress"}, {Do: "ingress", Name: 1, Pause: true}}
+}
+
+// zonalSteps are histories of what ingresses and egresses are made from.
+func zonalSteps() *rapid.Generator[step] {
+	return rapid.Custom(func(t *rapid.T) step {
+		return step{
+			Do: rapid.SampledFrom([]string{
+				"mesh", "unmesh", "dp", "dp", "undp", "permission", "zonal-policy", "zonal-policy", "zonal-route", "zonal-route", "unzonal-policy",
+				"zonal-external", "zonal-external", "external", "unexternal", "ingress", "ingress", "uningress", "egress", "unegress",
+				"external-secret", "connect", "connect-ingress", "connect-ingress", "connect-egress", "connect-egress", "disconnect-egress", "disconnect-ingress",
+			}).Draw(t, "do"),
+			Mesh:  rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "mesh"),
+			Name:  rapid.IntRange(0, 3).Draw(t, "name"),
+			Shape: rapid.IntRange(0, 23).Draw(t, "shape"),
+			Pause: rapid.Bool().Draw(t, "pause"),
+		}
+	})
+}
+
+// who is the proxy of a step that connects or disconnects one.
+func (s step) who() Connected {
+	name := []string{"a", "b", "c", "d"}[s.Name]
+	switch {
+	case strings.HasSuffix(s.Do, "-ingress"):
+		return Connected{NodeID: "ingress." + name, Kind: Ingress, Name: name}
+	case strings.HasSuffix(s.Do, "-egress"):
+		return Connected{NodeID: "egress." + name, Kind: Egress, Name: name}
+	default:
+		return sidecar([]string{"m", "o"}[s.Mesh], name)
+	}
+}
+
+// zonalOperation is what matters to ingresses and egresses more than to sidecars.
+func zonalOperation(c *cas, s step) (store.Op, bool) {
+	mesh, name := []string{"m", "o"}[s.Mesh], []string{"a", "b", "c", "d"}[s.Name]
+	services := []string{"web", "api", "db", "ext", "*"}
+	sources := []*meshv1.Selector{{Match: tags{"kuma.io/service": services[s.Shape%5]}}}
+	destinations := []*meshv1.Selector{{Match: tags{"kuma.io/service": services[3+s.Shape/3%2], "kuma.io/protocol": "http"}}}
+	kinds := []resource.Type{policy.FaultInjection, policy.RateLimit, policy.MeshGatewayRoute, policy.TrafficRoute}
+	switch s.Do {
+	case "zonal-policy":
+		switch s.Shape % 3 {
+		case 0:
+			return put(policy.FaultInjection, mesh, name, &meshv1.FaultInjection{
+				Sources: sources, Destinations: destinations,
+				Conf: &meshv1.FaultInjection_Conf{Abort: &meshv1.FaultInjection_Conf_Abort{
+					HttpStatus: wrapperspb.UInt32(500), Percentage: wrapperspb.Double(float64(1 + s.Shape)),
+				}},
+			}), true
+		case 1:
+			return put(policy.RateLimit, mesh, name, &meshv1.RateLimit{
+				Sources: sources, Destinations: destinations,
+				Conf: &meshv1.RateLimit_Conf{Http: &meshv1.RateLimit_Conf_Http{
+					Requests: uint32(1 + s.Shape), Interval: durationpb.New(time.Second),
+				}},
+			}), true
+		default:
+			return put(policy.MeshGatewayRoute, mesh, name, &meshv1.MeshGatewayRoute{
+				Conf: &meshv1.MeshGatewayRoute_Conf{Route: &meshv1.MeshGatewayRoute_Conf_Tcp{Tcp: &meshv1.MeshGatewayRoute_TcpRoute{
+					Rules: []*meshv1.MeshGatewayRoute_TcpRoute_Rule{{Backends: []*meshv1.MeshGatewayRoute_Backend{
+						{Weight: 1, Destination: tags{"kuma.io/service": services[s.Shape%4], "color": "blue"}},
+					}}},
+				}},
+				}}), true
+		}
+	case "zonal-route":
+		return put(policy.TrafficRoute, mesh, name, &meshv1.TrafficRoute{
+			Sources: sources, Destinations: sources,
+			Conf: &meshv1.TrafficRoute_Conf{Destination: tags{"kuma.io/service": services[s.Shape%5], "kuma.io/protocol": []string{"http", "*", "grpc"}[s.Shape%3]}},
+		}), true
+	case "unzonal-policy":
+		return del(kinds[s.Shape%4], mesh, name), true
+	case "zonal-external":
+		es := &meshv1.ExternalService{ // mostly ext, which no workload is
+			Tags: tags{"kuma.io/service": services[2+min(s.Shape%4, 1)], "kuma.io/protocol": []string{"http", "tcp"}[s.Shape/3%2]},
+			Networking: &meshv1.ExternalService_Networking{
+				Address: fmt.Sprintf("1.2.3.%d:443", s.Shape%3),
+				Tls: &meshv1.ExternalService_Networking_TLS{Enabled: s.Shape%4 == 1, CaCert: &systemv1.DataSource{
+					Type: &systemv1.DataSource_Secret{Secret: "external"},
+				}},
+			},
+		}
+		if s.Shape%3 > 0 {
+			es.Tags["kuma.io/zone"] = fmt.Sprintf("zone-%d", s.Shape%3)
+		}
+		return put("ExternalService", mesh, name, es), true
+	case "external-secret":
+		if s.Shape%3 == 0 {
+			return del(resource.Secret, mesh, "external"), true
+		}
+		return put(resource.Secret, mesh, "external", secretOf(c[s.Shape%2].cert)), true
+	}
+	return store.Op{}, false
+}
