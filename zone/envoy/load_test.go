@@ -15,6 +15,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/codec"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
+	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/zone/envoy"
 	"github.com/meridian-mesh/meridian/zone/topology"
@@ -70,18 +71,8 @@ func parse(t testing.TB, content string) *world {
 	var meshName string
 	var dp *meshv1.Dataplane
 	for _, doc := range docs[1:] {
-		d, parsed, err := codec.DecodeAny("application/yaml", []byte(doc))
-		if err != nil {
-			t.Fatalf("%s %s: %v", parsed.Type, parsed.Name, err)
-		}
-		if len(parsed.Unknown) > 0 {
-			t.Fatalf("%s %s: unknown fields %v", parsed.Type, parsed.Name, parsed.Unknown)
-		}
-		if parsed.Created.IsZero() {
-			parsed.Created = time.Unix(1_700_000_000, 0)
-		}
-		key := store.Key{Type: string(d.Name), Mesh: parsed.Mesh, Name: parsed.Name}
-		rec := &store.Record{Key: key, Spec: parsed.Spec, Labels: parsed.Labels, Created: parsed.Created, Modified: parsed.Created}
+		d, rec := record(t, doc)
+		key := rec.Key
 		changes, records = append(changes, store.Change{Key: key, Record: rec}), append(records, rec)
 		if key.Type == "Dataplane" && key.Name == s.Proxy {
 			m, err := codec.Spec(d, rec)
@@ -123,6 +114,23 @@ func parse(t testing.TB, content string) *world {
 	}}
 	out.setAdmin(s)
 	return out
+}
+
+// record reads a resource as users write it.
+func record(t testing.TB, doc string) (*resource.Descriptor, *store.Record) {
+	t.Helper()
+	d, parsed, err := codec.DecodeAny("application/yaml", []byte(doc))
+	if err != nil {
+		t.Fatalf("%s %s: %v", parsed.Type, parsed.Name, err)
+	}
+	if len(parsed.Unknown) > 0 {
+		t.Fatalf("%s %s: unknown fields %v", parsed.Type, parsed.Name, parsed.Unknown)
+	}
+	if parsed.Created.IsZero() {
+		parsed.Created = time.Unix(1_700_000_000, 0)
+	}
+	key := store.Key{Type: string(d.Name), Mesh: parsed.Mesh, Name: parsed.Name}
+	return d, &store.Record{Key: key, Spec: parsed.Spec, Labels: parsed.Labels, Created: parsed.Created, Modified: parsed.Created}
 }
 
 func (w *world) setAdmin(s settings) {

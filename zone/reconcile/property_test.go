@@ -202,7 +202,7 @@ func operation(c *cas, s step) (store.Op, bool) {
 		return del("ExternalService", mesh, name), true
 	case "ingress":
 		return put(resource.ZoneIngress, "", name, &meshv1.ZoneIngress{
-			Zone:       []string{"zone-2", "zone-3", ""}[s.Shape%3],
+			Zone: []string{"zone-2", "zone-3", ""}[s.Shape%3],
 			Networking: &meshv1.ZoneIngress_Networking{
 				Address: "10.8.0.1", Port: 10001, AdvertisedAddress: fmt.Sprintf("1.1.1.%d", 1+s.Shape%2), AdvertisedPort: 10001,
 			},

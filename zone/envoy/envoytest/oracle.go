@@ -7,14 +7,18 @@ package envoytest
 
 import (
 	"fmt"
+	"maps"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -27,23 +31,30 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 )
 
 // Config is the configuration of a proxy.
 type Config struct {
 	listeners map[string]*listenerv3.Listener
 	clusters  map[string]*clusterv3.Cluster
+	endpoints map[string]*endpointv3.ClusterLoadAssignment
 }
 
-// New reads resources; those that are neither listeners nor clusters are passed over.
+// New reads resources; those that are no listeners, clusters or endpoints are passed over.
 func New(resources []proto.Message) *Config {
-	c := &Config{listeners: make(map[string]*listenerv3.Listener), clusters: make(map[string]*clusterv3.Cluster)}
+	c := &Config{
+		listeners: make(map[string]*listenerv3.Listener), clusters: make(map[string]*clusterv3.Cluster),
+		endpoints: make(map[string]*endpointv3.ClusterLoadAssignment),
+	}
 	for _, r := range resources {
 		switch m := r.(type) {
 		case *listenerv3.Listener:
 			c.listeners[m.GetName()] = m
 		case *clusterv3.Cluster:
 			c.clusters[m.GetName()] = m
+		case *endpointv3.ClusterLoadAssignment:
+			c.endpoints[m.GetClusterName()] = m
 		}
 	}
 	return c
@@ -76,6 +87,10 @@ type Outcome struct {
 	ShadowDenied bool
 	// Destinations are the clusters, and their shares.
 	Destinations map[string]uint32
+	// Subset is what endpoints must carry; nil: any will do. Destinations with subsets of their own are not understood.
+	Subset map[string]string
+	// RewritesHost: the host of the request becomes that of the endpoint.
+	RewritesHost bool
 	// Timeout is that of the request; nil: Envoy's default.
 	Timeout *time.Duration
 	// Faults are the faults that may be injected.
@@ -314,7 +329,7 @@ func wholly(expr, s string) (bool, error) {
 }
 
 func (c *Config) tcp(m *tcpproxyv3.TcpProxy, out *Outcome) error {
-	out.Destinations = make(map[string]uint32)
+	out.Destinations, out.Subset = make(map[string]uint32), subsetOf(m.GetMetadataMatch())
 	if split := m.GetWeightedClusters(); split != nil {
 		for _, w := range split.GetClusters() {
 			out.Destinations[w.GetName()] += w.GetWeight()
@@ -396,7 +411,8 @@ func (c *Config) http(m *hcmv3.HttpConnectionManager, req *Request, out *Outcome
 	if out.Retry = action.GetRetryPolicy(); out.Retry == nil {
 		out.Retry = host.GetRetryPolicy()
 	}
-	out.Destinations = make(map[string]uint32)
+	out.RewritesHost = action.GetAutoHostRewrite().GetValue()
+	out.Destinations, out.Subset = make(map[string]uint32), subsetOf(action.GetMetadataMatch())
 	if split := action.GetWeightedClusters(); split != nil {
 		for _, w := range split.GetClusters() {
 			out.Destinations[w.GetName()] += w.GetWeight().GetValue()
@@ -468,12 +484,16 @@ func (c *Config) Upstream(cluster string) (Upstream, error) {
 	if m == nil {
 		return Upstream{}, fmt.Errorf("no cluster %q", cluster)
 	}
-	out := Upstream{Connect: m.GetConnectTimeout().AsDuration()}
-	if m.GetTransportSocket() == nil {
+	return upstream(m, m.GetTransportSocket())
+}
+
+func upstream(m *clusterv3.Cluster, socket *corev3.TransportSocket) (Upstream, error) {
+	out, cluster := Upstream{Connect: m.GetConnectTimeout().AsDuration()}, m.GetName()
+	if socket == nil {
 		return out, nil
 	}
 	tls := &tlsv3.UpstreamTlsContext{}
-	if err := m.GetTransportSocket().GetTypedConfig().UnmarshalTo(tls); err != nil {
+	if err := socket.GetTypedConfig().UnmarshalTo(tls); err != nil {
 		return out, fmt.Errorf("cluster %q: %w", cluster, err)
 	}
 	out.TLS, out.SNI, out.ALPN = true, tls.GetSni(), tls.GetCommonTlsContext().GetAlpnProtocols()
@@ -481,4 +501,102 @@ func (c *Config) Upstream(cluster string) (Upstream, error) {
 		out.Identities = append(out.Identities, san.GetMatcher())
 	}
 	return out, nil
+}
+
+// Endpoint is where a connection may end up.
+type Endpoint struct {
+	Address string // host:port
+	Weight  uint32
+	// Upstream is how the proxy connects to it.
+	Upstream Upstream
+}
+
+func subsetOf(m *corev3.Metadata) map[string]string {
+	fields := m.GetFilterMetadata()["envoy.lb"].GetFields()
+	if len(fields) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(fields))
+	for k, v := range fields {
+		out[k] = v.GetStringValue()
+	}
+	return out
+}
+
+// Endpoints are those of a cluster that a connection may get which asks for a subset, in their order.
+func (c *Config) Endpoints(cluster string, subset map[string]string) ([]Endpoint, error) {
+	m := c.clusters[cluster]
+	if m == nil {
+		return nil, fmt.Errorf("no cluster %q", cluster)
+	}
+	assignment := m.GetLoadAssignment()
+	if m.GetType() == clusterv3.Cluster_EDS {
+		assignment = c.endpoints[cluster]
+	}
+	want, err := wanted(m.GetLbSubsetConfig(), subset)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %q: %w", cluster, err)
+	}
+	var out []Endpoint
+	for _, group := range assignment.GetEndpoints() {
+		if group.GetPriority() != 0 {
+			return nil, fmt.Errorf("cluster %q: priorities are not understood", cluster)
+		}
+		for _, e := range group.GetLbEndpoints() {
+			metadata := e.GetMetadata().GetFilterMetadata()
+			if !has(metadata["envoy.lb"], want) {
+				continue
+			}
+			socket := m.GetTransportSocket()
+			for _, match := range m.GetTransportSocketMatches() {
+				if has(metadata["envoy.transport_socket_match"], subsetOf(&corev3.Metadata{
+					FilterMetadata: map[string]*structpb.Struct{"envoy.lb": match.GetMatch()},
+				})) {
+					socket = match.GetTransportSocket()
+					break
+				}
+			}
+			at := e.GetEndpoint().GetAddress().GetSocketAddress()
+			found := Endpoint{
+				Address: net.JoinHostPort(at.GetAddress(), strconv.FormatUint(uint64(at.GetPortValue()), 10)), Weight: e.GetLoadBalancingWeight().GetValue(),
+			}
+			if found.Upstream, err = upstream(m, socket); err != nil {
+				return nil, err
+			}
+			out = append(out, found)
+		}
+	}
+	return out, nil
+}
+
+// wanted is what endpoints must carry for a connection that asks for a subset: nothing where the cluster knows no subset by
+// these keys, and falls back to any endpoint.
+func wanted(config *clusterv3.Cluster_LbSubsetConfig, subset map[string]string) (map[string]string, error) {
+	anything := map[string]string{}
+	if config == nil {
+		return anything, nil
+	}
+	keys := slices.Sorted(maps.Keys(subset))
+	for _, s := range config.GetSubsetSelectors() {
+		if slices.Equal(s.GetKeys(), keys) {
+			if s.GetFallbackPolicy() != clusterv3.Cluster_LbSubsetConfig_LbSubsetSelector_NO_FALLBACK {
+				return nil, fmt.Errorf("fallback %s is not understood", s.GetFallbackPolicy())
+			}
+			return subset, nil
+		}
+	}
+	if config.GetFallbackPolicy() != clusterv3.Cluster_LbSubsetConfig_ANY_ENDPOINT {
+		return nil, fmt.Errorf("fallback %s is not understood", config.GetFallbackPolicy())
+	}
+	return anything, nil
+}
+
+func has(metadata *structpb.Struct, want map[string]string) bool {
+	for k, v := range want {
+		got, ok := metadata.GetFields()[k]
+		if !ok || got.GetStringValue() != v {
+			return false
+		}
+	}
+	return true
 }
