@@ -35,6 +35,7 @@ type result struct {
 	identity  identities
 	supported []string // backends that are trusted, of the proxy's own mesh
 	seconds   float64
+	partial   error // what of the configuration could not be made: the rest is good
 	err       error
 	stack     []byte // of a panic
 }
@@ -159,41 +160,66 @@ func (r *Reconciler) freshEndpoints(p *proxy) (*xds.Config, error) {
 }
 
 // secrets are the secrets that the configuration refers to. Certificates that still fit are kept.
+//
+// An egress serves many meshes, of which one may have no authority that can be used. Of that one it keeps the secrets that it has,
+// or has none and cannot serve it; the others get theirs.
 func (r *Reconciler) secrets(ctx context.Context, res *result, own *topology.Mesh) ([]*xds.Resource, error) {
 	var out []*xds.Resource
 	res.identity = make(identities)
 	for _, name := range res.out.Secrets {
-		if meshName, ok := strings.CutPrefix(name, mtls.RootsName("")); ok {
-			if name == mtls.AllRootsName {
-				return nil, fmt.Errorf("secret %q: bundles of several meshes are not made", name)
+		one, err := r.secret(ctx, res, own, name)
+		switch {
+		case err == nil:
+			out = append(out, one)
+		case res.proxy.Kind != Egress || ctx.Err() != nil:
+			return nil, err
+		default:
+			res.partial = errors.Join(res.partial, err)
+			meshName := strings.TrimPrefix(name, mtls.IdentityName(""))
+			if had := res.proxy.identity[meshName]; had != nil {
+				res.identity[meshName] = had
 			}
-			mesh := r.world.Mesh(meshName)
-			if mesh == nil {
-				return nil, fmt.Errorf("secret %q: there is no such mesh", name)
+			if res.proxy.config == nil {
+				continue
 			}
-			t, err := r.trust.of(mesh)
-			if err != nil {
-				return nil, err
+			if had := res.proxy.config.Get(xds.Secret, name); had != nil {
+				out = append(out, had)
 			}
-			out = append(out, t.res)
-			if mesh == own {
-				res.supported = t.roots.Backends
-			}
-			continue
 		}
-		meshName, ok := strings.CutPrefix(name, mtls.IdentityName(""))
+	}
+	return out, nil
+}
+
+// secret is one of the secrets of a configuration.
+func (r *Reconciler) secret(ctx context.Context, res *result, own *topology.Mesh, name string) (*xds.Resource, error) {
+	if meshName, ok := strings.CutPrefix(name, mtls.RootsName("")); ok {
+		if name == mtls.AllRootsName {
+			return nil, fmt.Errorf("secret %q: bundles of several meshes are not made", name)
+		}
 		mesh := r.world.Mesh(meshName)
-		if !ok || mesh == nil {
-			return nil, fmt.Errorf("secret %q: there is no such secret", name)
+		if mesh == nil {
+			return nil, fmt.Errorf("secret %q: there is no such mesh", name)
 		}
-		id, err := r.identityOf(ctx, res, mesh)
+		t, err := r.trust.of(mesh)
 		if err != nil {
 			return nil, err
 		}
-		res.identity[meshName] = id
-		out = append(out, id.secret)
+		if mesh == own {
+			res.supported = t.roots.Backends
+		}
+		return t.res, nil
 	}
-	return out, nil
+	meshName, ok := strings.CutPrefix(name, mtls.IdentityName(""))
+	mesh := r.world.Mesh(meshName)
+	if !ok || mesh == nil {
+		return nil, fmt.Errorf("secret %q: there is no such secret", name)
+	}
+	id, err := r.identityOf(ctx, res, mesh)
+	if err != nil {
+		return nil, err
+	}
+	res.identity[meshName] = id
+	return id.secret, nil
 }
 
 // identityOf is the identity of a proxy in a mesh: the one it has, where that fits and is not due, or a new one.

@@ -504,10 +504,12 @@ func (r *Reconciler) finish(res *result) {
 		if errors.Is(res.err, errWait) {
 			return // its mesh or its resource will mark it
 		}
-		r.fail(p, res)
+		r.fail(p, res, res.err, "a proxy keeps the configuration it has: a new one could not be made")
 		return
 	}
-	if p.failure != "" {
+	if res.partial != nil {
+		r.fail(p, res, res.partial, "a part of the configuration of a proxy could not be made")
+	} else if p.failure != "" {
 		p.failure = ""
 		delete(r.failed, p)
 		r.status.ConfigError(p.NodeID, "")
@@ -533,8 +535,11 @@ func (r *Reconciler) finish(res *result) {
 
 // setIdentity takes over the certificates of a result and tells of them.
 func (r *Reconciler) setIdentity(p *proxy, res *result) {
+	now := r.now()
 	for _, id := range res.identity {
-		r.lookAt(id.RenewAt)
+		if id.RenewAt.After(now) { // otherwise it could not be renewed
+			r.lookAt(id.RenewAt)
+		}
 	}
 	had, has := p.identity[p.Mesh], res.identity[p.Mesh]
 	p.identity = res.identity
@@ -556,18 +561,18 @@ func (r *Reconciler) setIdentity(p *proxy, res *result) {
 }
 
 // fail keeps the configuration that a proxy has and tells why, once.
-func (r *Reconciler) fail(p *proxy, res *result) {
+func (r *Reconciler) fail(p *proxy, res *result, err error, message string) {
 	r.metrics.failures.Inc()
 	r.failed[p] = struct{}{}
-	text := res.err.Error()
+	text := err.Error()
 	if text == p.failure {
 		return
 	}
 	p.failure = text
 	r.status.ConfigError(p.NodeID, text)
-	attrs := []any{"node", p.NodeID, "mesh", p.Mesh, "name", p.Name, "err", res.err}
+	attrs := []any{"node", p.NodeID, "mesh", p.Mesh, "name", p.Name, "err", err}
 	if res.stack != nil {
 		attrs = append(attrs, "stack", string(res.stack))
 	}
-	r.log.Error("a proxy keeps the configuration it has: a new one could not be made", attrs...)
+	r.log.Error(message, attrs...)
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -17,6 +18,8 @@ import (
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/zone/envoy"
+	"github.com/meridian-mesh/meridian/zone/mtls"
+	"github.com/meridian-mesh/meridian/zone/xds"
 )
 
 func zonalBuilders(tb testing.TB) Builders {
@@ -78,7 +81,7 @@ func zonalSteps() *rapid.Generator[step] {
 		return step{
 			Do: rapid.SampledFrom([]string{
 				"mesh", "unmesh", "dp", "dp", "undp", "permission", "zonal-policy", "zonal-policy", "zonal-route", "zonal-route", "unzonal-policy",
-				"zonal-external", "zonal-external", "external", "unexternal", "ingress", "ingress", "uningress", "egress", "unegress",
+				"zonal-external", "zonal-external", "external", "unexternal", "ingress", "ingress", "uningress", "egress", "unegress", "secret",
 				"external-secret", "connect", "connect-ingress", "connect-ingress", "connect-egress", "connect-egress", "disconnect-egress", "disconnect-ingress",
 			}).Draw(t, "do"),
 			Mesh:  rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "mesh"),
@@ -163,4 +166,58 @@ func zonalOperation(c *cas, s step) (store.Op, bool) {
 		return put(resource.Secret, mesh, "external", secretOf(c[s.Shape%2].cert)), true
 	}
 	return store.Op{}, false
+}
+
+func TestAMeshWithoutAnAuthorityDoesNotStopTheEgressOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.Builders = zonalBuilders(t) })
+		r.start()
+		defer func() { r.stop() }()
+		var ops []store.Op
+		for _, mesh := range []string{"m", "o"} {
+			ops = append(ops, secured(t, mesh)[1:]...)
+			spec := withBackends("ca-1", "ca-1")
+			spec.Routing = &meshv1.Routing{ZoneEgress: true}
+			ops = append(ops, put(resource.Mesh, "", mesh, spec), put("ExternalService", mesh, "ext", &meshv1.ExternalService{
+				Tags: tags{"kuma.io/service": "ext"}, Networking: &meshv1.ExternalService_Networking{Address: "1.2.3.4:443"},
+			}))
+		}
+		r.write(append(ops, put(resource.ZoneEgress, "", "a", &meshv1.ZoneEgress{
+			Networking: &meshv1.ZoneEgress_Networking{Address: "10.9.0.1", Port: 10002},
+		}))...)
+		const node = "egress.a"
+		r.r.Connected(Connected{NodeID: node, Kind: Egress, Name: "a"})
+		settled := func() *xds.Config {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			c, _ := r.pub.get(node)
+			return c
+		}
+		before := settled()
+		if got := len(before.Resources(xds.Secret)); got != 4 || r.pub.failure(node) != "" {
+			t.Fatalf("%d secrets and failure %q, want 4 and none", got, r.pub.failure(node))
+		}
+
+		r.write(del(resource.Secret, "o", "o.ca-builtin-cert-ca-1"), put("ExternalService", "m", "more", &meshv1.ExternalService{
+			Tags: tags{"kuma.io/service": "more"}, Networking: &meshv1.ExternalService_Networking{Address: "1.2.3.5:443"},
+		}))
+		after := settled()
+		if after.Get(xds.Cluster, "m:more") == nil {
+			t.Error("mesh m is not served its new service")
+		}
+		for _, name := range []string{mtls.RootsName("o"), mtls.IdentityName("o")} {
+			if after.Get(xds.Secret, name) != before.Get(xds.Secret, name) {
+				t.Errorf("secret %s is another", name)
+			}
+		}
+		if got := r.pub.failure(node); !strings.Contains(got, `"o"`) {
+			t.Errorf("the failure is %q and should name mesh o", got)
+		}
+
+		cert, key := authorityPEM(t, "o")
+		r.write(put(resource.Secret, "o", "o.ca-builtin-cert-ca-1", secretOf(cert)), put(resource.Secret, "o", "o.ca-builtin-key-ca-1", secretOf(key)))
+		if again := settled(); again.Get(xds.Secret, mtls.RootsName("o")) == before.Get(xds.Secret, mtls.RootsName("o")) || r.pub.failure(node) != "" {
+			t.Errorf("with a new authority mesh o has its old secrets, or failure %q", r.pub.failure(node))
+		}
+	})
 }
