@@ -225,7 +225,7 @@ func zone(t *testing.T, name string, docs ...string) *topology.World {
 	w := topology.New(name, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	var changes []store.Change
 	for _, doc := range docs {
-		for _, one := range strings.Split(doc, "\n---\n") {
+		for one := range strings.SplitSeq(doc, "\n---\n") {
 			_, rec := record(t, one)
 			changes = append(changes, store.Change{Key: rec.Key, Record: rec})
 		}

@@ -504,11 +504,11 @@ func (r *Reconciler) finish(res *result) {
 		if errors.Is(res.err, errWait) {
 			return // its mesh or its resource will mark it
 		}
-		r.fail(p, res, res.err, "a proxy keeps the configuration it has: a new one could not be made")
+		r.fail(p, res, res.err)
 		return
 	}
 	if res.partial != nil {
-		r.fail(p, res, res.partial, "a part of the configuration of a proxy could not be made")
+		r.fail(p, res, res.partial)
 	} else if p.failure != "" {
 		p.failure = ""
 		delete(r.failed, p)
@@ -560,8 +560,8 @@ func (r *Reconciler) setIdentity(p *proxy, res *result) {
 	p.told = true
 }
 
-// fail keeps the configuration that a proxy has and tells why, once.
-func (r *Reconciler) fail(p *proxy, res *result, err error, message string) {
+// fail tells, once, why a proxy keeps the configuration it has, or a part of it.
+func (r *Reconciler) fail(p *proxy, res *result, err error) {
 	r.metrics.failures.Inc()
 	r.failed[p] = struct{}{}
 	text := err.Error()
@@ -574,5 +574,5 @@ func (r *Reconciler) fail(p *proxy, res *result, err error, message string) {
 	if res.stack != nil {
 		attrs = append(attrs, "stack", string(res.stack))
 	}
-	r.log.Error(message, attrs...)
+	r.log.Error("a proxy keeps what it has: a new configuration, or a part of it, could not be made", attrs...)
 }

@@ -131,12 +131,14 @@ func zonalOperation(c *cas, s step) (store.Op, bool) {
 			}), true
 		default:
 			return put(policy.MeshGatewayRoute, mesh, name, &meshv1.MeshGatewayRoute{
-				Conf: &meshv1.MeshGatewayRoute_Conf{Route: &meshv1.MeshGatewayRoute_Conf_Tcp{Tcp: &meshv1.MeshGatewayRoute_TcpRoute{
-					Rules: []*meshv1.MeshGatewayRoute_TcpRoute_Rule{{Backends: []*meshv1.MeshGatewayRoute_Backend{
-						{Weight: 1, Destination: tags{"kuma.io/service": services[s.Shape%4], "color": "blue"}},
-					}}},
-				}},
-				}}), true
+				Conf: &meshv1.MeshGatewayRoute_Conf{
+					Route: &meshv1.MeshGatewayRoute_Conf_Tcp{Tcp: &meshv1.MeshGatewayRoute_TcpRoute{
+						Rules: []*meshv1.MeshGatewayRoute_TcpRoute_Rule{{Backends: []*meshv1.MeshGatewayRoute_Backend{
+							{Weight: 1, Destination: tags{"kuma.io/service": services[s.Shape%4], "color": "blue"}},
+						}}},
+					}},
+				},
+			}), true
 		}
 	case "zonal-route":
 		return put(policy.TrafficRoute, mesh, name, &meshv1.TrafficRoute{
