@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -148,6 +149,7 @@ func (p *Plane) options(token, resource string) envoy.Options {
 	return envoy.Options{
 		ControlPlane: fmt.Sprintf("https://localhost:%d", p.Proxies), CA: ca, Token: token, Resource: resource,
 		BootstrapRetry: 100 * time.Millisecond, BootstrapTimeout: 20 * time.Second, Backoff: 100 * time.Millisecond,
+		Log: slog.New(slog.NewTextHandler(p.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("zone", p.Name),
 	}
 }
 

@@ -78,9 +78,9 @@ func listenerYAML(name string, port int, chains ...string) string {
 		name, port, strings.Join(chains, "\n- "))
 }
 
-// mtlsChain ends mTLS with the proxy's identity.
+// mtlsChain ends mTLS with the proxy's identity. It names a protocol that clients do not, which Envoy takes.
 func mtlsChain(match string, filters ...string) string {
-	return fmt.Sprintf(`{%s transportSocket: {%sDownstreamTlsContext, requireClientCertificate: true, commonTlsContext: {alpnProtocols: [kuma], %s,
+	return fmt.Sprintf(`{%s transportSocket: {%sDownstreamTlsContext, requireClientCertificate: true, commonTlsContext: {alpnProtocols: [h2], %s,
    combinedValidationContext: {defaultValidationContext: {matchTypedSubjectAltNames: [{sanType: URI, matcher: {prefix: "spiffe://default/"}}]}, %s}}}},
    filters: [%s]}`, match, tlsPrefix, identity, roots, strings.Join(filters, ", "))
 }

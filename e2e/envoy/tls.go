@@ -72,6 +72,15 @@ func downstreamTLS(socket *corev3.TransportSocket, secret secretLookup) (*tls.Co
 	if len(config.Certificates) == 0 {
 		return nil, errors.New("a server without certificate")
 	}
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if slices.ContainsFunc(hello.SupportedProtos, func(p string) bool { return slices.Contains(config.NextProtos, p) }) {
+			return nil, nil
+		}
+		// Envoy goes on without a protocol where it knows none of the client's; the server of this program would refuse.
+		without := config.Clone()
+		without.NextProtos = nil
+		return without, nil
+	}
 	switch {
 	case ctx.GetRequireClientCertificate().GetValue():
 		config.ClientAuth = tls.RequireAnyClientCert

@@ -113,7 +113,7 @@ func (a *addresses) later(mesh, text string) {
 }
 
 func (a *addresses) run(ctx context.Context) error {
-	return writing(ctx, a.wake, a.write, a.log.With("what", "virtual addresses"))
+	return writing(ctx, a.wake, nil, a.write, a.log.With("what", "virtual addresses"))
 }
 
 // write stores the tables that differ from what is stored, in one batch.
