@@ -223,3 +223,46 @@ func TestAMeshWithoutAnAuthorityDoesNotStopTheEgressOfOthers(t *testing.T) {
 		}
 	})
 }
+
+func TestInstancesThatComeAndGoReachIngressesAndEgressesByEndpointsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.Builders = zonalBuilders(t) })
+		r.start()
+		defer func() { r.stop() }()
+		spec := withBackends("ca-1", "ca-1")
+		spec.Routing = &meshv1.Routing{ZoneEgress: true}
+		elsewhere := func(instances uint32) store.Op {
+			return put(resource.ZoneIngress, "", "zone-2.a", &meshv1.ZoneIngress{
+				Zone: "zone-2", Networking: &meshv1.ZoneIngress_Networking{AdvertisedAddress: "1.1.1.1", AdvertisedPort: 10001},
+				AvailableServices: []*meshv1.ZoneIngress_AvailableService{{Mesh: "m", Instances: instances, Tags: tags{"kuma.io/service": "far"}}},
+			})
+		}
+		r.write(append(secured(t, "m")[1:], put(resource.Mesh, "", "m", spec), elsewhere(1),
+			put(resource.Dataplane, "m", "a", workload("10.0.0.1", nil, in(80, tags{"kuma.io/service": "near"}))),
+			put(resource.ZoneIngress, "", "a", &meshv1.ZoneIngress{Networking: &meshv1.ZoneIngress_Networking{Address: "10.8.0.1", Port: 10001}}),
+			put(resource.ZoneEgress, "", "a", &meshv1.ZoneEgress{Networking: &meshv1.ZoneEgress_Networking{Address: "10.9.0.1", Port: 10002}}))...)
+		r.r.Connected(Connected{NodeID: "ingress.a", Kind: Ingress, Name: "a"})
+		r.r.Connected(Connected{NodeID: "egress.a", Kind: Egress, Name: "a"})
+		settled := func(node string) *xds.Config {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			c, _ := r.pub.get(node)
+			return c
+		}
+		for node, change := range map[string]store.Op{
+			"ingress.a": put(resource.Dataplane, "m", "b", workload("10.0.0.2", nil, in(80, tags{"kuma.io/service": "near"}))),
+			"egress.a":  elsewhere(2),
+		} {
+			before := settled(node)
+			r.r.skip = func(c cause) bool { return c != causeEndpoints } // nothing else is to be done
+			r.write(change)
+			after := settled(node)
+			r.r.skip = nil
+			for _, kind := range allKinds {
+				if same := before.Version(kind) == after.Version(kind); same == (kind == xds.Endpoint) {
+					t.Errorf("%s: %s changed: %t", node, kind.TypeURL(), !same)
+				}
+			}
+		}
+	})
+}
