@@ -69,6 +69,14 @@ func orZero(d *durationpb.Duration) *durationpb.Duration {
 	return d
 }
 
+// positive is nil for a duration that is not: Envoy's default stands where it has no word for "at once" or "never".
+func positive(d *durationpb.Duration) *durationpb.Duration {
+	if d.AsDuration() <= 0 {
+		return nil
+	}
+	return d
+}
+
 func socketAddress(address string, port uint32) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 		Address: address, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},

@@ -29,7 +29,7 @@ func outlierDetection(cb *meshv1.CircuitBreaker) *clusterv3.OutlierDetection {
 	conf := cb.GetConf()
 	d := conf.GetDetectors()
 	out := &clusterv3.OutlierDetection{
-		Interval: conf.GetInterval(), BaseEjectionTime: conf.GetBaseEjectionTime(),
+		Interval: positive(conf.GetInterval()), BaseEjectionTime: positive(conf.GetBaseEjectionTime()),
 		MaxEjectionPercent:             conf.GetMaxEjectionPercent(),
 		SplitExternalLocalOriginErrors: conf.GetSplitExternalAndLocalErrors(),
 

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"cmp"
 	"net/netip"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -10,6 +11,12 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+)
+
+// Sizes of the ring of the load balancer of that name: the least that Envoy makes unasked, and the most that it takes.
+const (
+	defaultRingSize = 1024
+	maxRingSize     = 8 << 20
 )
 
 const httpOptionsKey = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -99,7 +106,9 @@ func balance(c *clusterv3.Cluster, lb *meshv1.TrafficRoute_LoadBalancer) {
 	switch t := lb.GetLbType().(type) {
 	case *meshv1.TrafficRoute_LoadBalancer_LeastRequest_:
 		c.LbPolicy = clusterv3.Cluster_LEAST_REQUEST
-		if n := t.LeastRequest.GetChoiceCount(); n > 0 {
+		if t.LeastRequest.GetChoiceCount() == 1 { // of one there is no least
+			c.LbPolicy = clusterv3.Cluster_RANDOM
+		} else if n := t.LeastRequest.GetChoiceCount(); n > 0 {
 			c.LbConfig = &clusterv3.Cluster_LeastRequestLbConfig_{
 				LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{ChoiceCount: u32(n)},
 			}
@@ -110,11 +119,13 @@ func balance(c *clusterv3.Cluster, lb *meshv1.TrafficRoute_LoadBalancer) {
 		if t.RingHash.GetHashFunction() == "MURMUR_HASH_2" {
 			conf.HashFunction = clusterv3.Cluster_RingHashLbConfig_MURMUR_HASH_2
 		}
-		if n := t.RingHash.GetMinRingSize(); n > 0 {
-			conf.MinimumRingSize = u64(n)
+		least, most := t.RingHash.GetMinRingSize(), t.RingHash.GetMaxRingSize()
+		if most > 0 { // a ring whose least size is more is refused, also where that is the default
+			least = min(cmp.Or(least, defaultRingSize), most)
+			conf.MaximumRingSize = u64(min(most, maxRingSize))
 		}
-		if n := t.RingHash.GetMaxRingSize(); n > 0 {
-			conf.MaximumRingSize = u64(n)
+		if least > 0 && least != defaultRingSize {
+			conf.MinimumRingSize = u64(min(least, maxRingSize))
 		}
 		c.LbConfig = &clusterv3.Cluster_RingHashLbConfig_{RingHashLbConfig: conf}
 	case *meshv1.TrafficRoute_LoadBalancer_Random_:

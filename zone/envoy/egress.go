@@ -192,12 +192,12 @@ func (z *zonal) externalHTTP(c *cluster, faults, limits []policy.Sourced, tags m
 		filters = append(filters, z.p.grpcStats())
 	}
 	for _, fault := range faults {
-		filters = append(filters, z.p.fault(fault))
+		filters = append(filters, z.fault(fault))
 	}
 	var routes []*routev3.Route
 	if len(limits) > 0 {
 		filters = append(filters, z.p.rateLimitFilter())
-		routes = z.p.rateLimitRoutes(limits, route)
+		routes = z.rateLimitRoutes(limits, route)
 	}
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:                statName(c.name),

@@ -18,16 +18,18 @@ import (
 const faultFilter = "envoy.filters.http.fault"
 
 // fault is the filter of one FaultInjection, for requests from its sources.
-func (p *packer) fault(s policy.Sourced) *hcmv3.HttpFilter {
+func (g *draft) fault(s policy.Sourced) *hcmv3.HttpFilter {
 	conf := specOf[*meshv1.FaultInjection](s.Policy).GetConf()
 	m := &faultv3.HTTPFault{Headers: []*routev3.HeaderMatcher{regexHeader(TagsHeader, sourcesRegex(s.Sources))}}
-	if d := conf.GetDelay(); d != nil {
+	if d := conf.GetDelay(); positive(d.GetValue()) != nil {
 		m.Delay = &faultcommonv3.FaultDelay{
 			FaultDelaySecifier: &faultcommonv3.FaultDelay_FixedDelay{FixedDelay: d.GetValue()},
 			Percentage:         percent(d.GetPercentage().GetValue()),
 		}
 	}
-	if a := conf.GetAbort(); a != nil {
+	if a := conf.GetAbort(); a != nil && a.GetHttpStatus().GetValue()/100 == 1 {
+		g.warn("%s: a request cannot be aborted with the interim status %d", label(s.Policy), a.GetHttpStatus().GetValue())
+	} else if a != nil {
 		m.Abort = &faultv3.FaultAbort{
 			ErrorType:  &faultv3.FaultAbort_HttpStatus{HttpStatus: a.GetHttpStatus().GetValue()},
 			Percentage: percent(a.GetPercentage().GetValue()),
@@ -36,18 +38,18 @@ func (p *packer) fault(s policy.Sourced) *hcmv3.HttpFilter {
 	if b := conf.GetResponseBandwidth(); b != nil {
 		limit, err := kilobits(b.GetLimit().GetValue())
 		if err != nil {
-			p.fail(fmt.Errorf("%s: conf.responseBandwidth.limit: %w", label(s.Policy), err))
+			g.p.fail(fmt.Errorf("%s: conf.responseBandwidth.limit: %w", label(s.Policy), err))
 			return nil
 		}
 		m.ResponseRateLimit = &faultcommonv3.FaultRateLimit{
 			LimitType: &faultcommonv3.FaultRateLimit_FixedLimit_{
-				FixedLimit: &faultcommonv3.FaultRateLimit_FixedLimit{LimitKbps: limit},
+				FixedLimit: &faultcommonv3.FaultRateLimit_FixedLimit{LimitKbps: max(limit, 1)},
 			},
 			Percentage: percent(b.GetPercentage().GetValue()),
 		}
 	}
-	p.check(label(s.Policy), m)
-	return p.httpFilter(faultFilter, m)
+	g.p.check(label(s.Policy), m)
+	return g.p.httpFilter(faultFilter, m)
 }
 
 // kilobits reads a bandwidth such as "50 mbps".

@@ -46,11 +46,13 @@ func tcpCheck(conf *meshv1.HealthCheck_Conf_Tcp) *corev3.HealthCheck_TcpHealthCh
 		return &corev3.HealthCheck_Payload{Payload: &corev3.HealthCheck_Payload_Text{Text: hex.EncodeToString(b)}}
 	}
 	out := &corev3.HealthCheck_TcpHealthCheck{}
-	if send := conf.GetSend(); send != nil {
+	if send := conf.GetSend(); len(send.GetValue()) > 0 {
 		out.Send = payload(send.GetValue())
 	}
 	for _, r := range conf.GetReceive() {
-		out.Receive = append(out.Receive, payload(r.GetValue()))
+		if len(r.GetValue()) > 0 {
+			out.Receive = append(out.Receive, payload(r.GetValue()))
+		}
 	}
 	return out
 }

@@ -157,12 +157,12 @@ func (g *generator) inboundHTTP(in inbound, policies inboundPolicies) *hcmv3.Htt
 		filters = append(filters, g.p.grpcStats())
 	}
 	for _, fault := range policies.faults {
-		filters = append(filters, g.p.fault(fault))
+		filters = append(filters, g.fault(fault))
 	}
 	var routes []*routev3.Route
 	if len(policies.limits) > 0 {
 		filters = append(filters, g.p.rateLimitFilter())
-		routes = g.p.rateLimitRoutes(policies.limits, route)
+		routes = g.rateLimitRoutes(policies.limits, route)
 	}
 	filters = append(filters, g.p.router())
 	routes = append(routes, route(anyPath()))

@@ -79,5 +79,9 @@ func backOff(b *meshv1.Retry_Conf_BackOff) *routev3.RetryPolicy_RetryBackOff {
 	if b == nil {
 		return nil
 	}
-	return &routev3.RetryPolicy_RetryBackOff{BaseInterval: b.GetBaseInterval(), MaxInterval: b.GetMaxInterval()}
+	out := &routev3.RetryPolicy_RetryBackOff{BaseInterval: b.GetBaseInterval(), MaxInterval: b.GetMaxInterval()}
+	if b.GetMaxInterval() != nil && b.GetMaxInterval().AsDuration() < b.GetBaseInterval().AsDuration() {
+		out.MaxInterval = b.GetBaseInterval() // Envoy refuses less
+	}
+	return out
 }

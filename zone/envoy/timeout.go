@@ -31,7 +31,7 @@ func timeoutsOf(timeout *meshv1.Timeout, p protocol) timeouts {
 		streamIdle:        conf.GetHttp().GetStreamIdleTimeout(),
 		maxStreamDuration: conf.GetHttp().GetMaxStreamDuration(),
 	}
-	if t.connect == nil {
+	if t.connect.AsDuration() <= 0 { // Envoy knows no connecting without limit
 		t.connect = seconds(defaultConnectSeconds)
 	}
 	if p == grpc {
