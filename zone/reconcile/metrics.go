@@ -20,6 +20,7 @@ type metrics struct {
 	seconds     prometheus.Histogram
 	latency     prometheus.Histogram
 	proxies     *prometheus.GaugeVec
+	warned      prometheus.Gauge
 	gauges      []prometheus.Collector
 }
 
@@ -46,6 +47,10 @@ func newMetrics() *metrics {
 		proxies: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "proxies", Help: "Proxies that are connected, by kind.",
 		}, []string{"kind"}),
+		warned: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "proxies_with_warnings",
+			Help: "Connected proxies whose configuration leaves out something that was asked for. The log says what.",
+		}),
 	}
 	for _, name := range causeNames {
 		m.regenerated.WithLabelValues(name)
@@ -69,7 +74,7 @@ func (m *metrics) watch(r *Reconciler) {
 }
 
 func (m *metrics) register(reg prometheus.Registerer) error {
-	all := append([]prometheus.Collector{m.reconciles, m.regenerated, m.failures, m.seconds, m.latency, m.proxies}, m.gauges...)
+	all := append([]prometheus.Collector{m.reconciles, m.regenerated, m.failures, m.seconds, m.latency, m.proxies, m.warned}, m.gauges...)
 	for _, c := range all {
 		if err := reg.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)

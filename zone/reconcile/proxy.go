@@ -59,10 +59,14 @@ type proxy struct {
 	told      bool     // its certificate has been told
 	supported []string // backends, as they were told
 	failure   string   // of the last attempt; "" when it was good
+	warned    []string // warnings of its configurations that were logged, no more than maxWarnings and a last word
 
 	// What it is in the indexes by.
 	services, endpoints []serviceKey
 }
+
+// warns reports whether the configuration of p leaves out something that was asked for.
+func (p *proxy) warns() bool { return p.out != nil && len(p.out.Warnings) > 0 }
 
 // identities are those of a proxy by the mesh they are for. A sidecar has one; an egress one in each mesh.
 type identities map[string]*identity

@@ -33,6 +33,8 @@ const (
 	keepIdentity = time.Minute
 	// retryStore is how long to wait after a failed write.
 	retryStore = time.Second
+	// maxWarnings is how many different warnings are logged for one proxy while it is connected.
+	maxWarnings = 20
 )
 
 // Publisher is where configurations go. Neither method may block.
@@ -377,6 +379,9 @@ func (r *Reconciler) disconnect(nodeID string) {
 		r.kept[nodeID] = kept{p.identity, until}
 		r.lookAt(until)
 	}
+	if p.warns() {
+		r.metrics.warned.Dec()
+	}
 	r.metrics.proxies.WithLabelValues(p.Kind.String()).Dec()
 	r.publisher.Forget(nodeID)
 }
@@ -516,6 +521,7 @@ func (r *Reconciler) finish(res *result) {
 		r.log.Info("a proxy has a good configuration again", "node", p.NodeID)
 	}
 	if res.out != p.out {
+		r.warn(p, res.out.Warnings)
 		r.assignments.use(res.refs)
 		r.assignments.release(p.refs)
 		p.out, p.refs = res.out, res.refs
@@ -558,6 +564,30 @@ func (r *Reconciler) setIdentity(p *proxy, res *result) {
 		})
 	}
 	p.told = true
+}
+
+// warn tells what the new configuration of a proxy leaves out, each thing once.
+func (r *Reconciler) warn(p *proxy, warnings []string) {
+	switch had, has := p.warns(), len(warnings) > 0; {
+	case has && !had:
+		r.metrics.warned.Inc()
+	case had && !has:
+		r.metrics.warned.Dec()
+	}
+	for _, text := range warnings {
+		if slices.Contains(p.warned, text) {
+			continue
+		}
+		if len(p.warned) > maxWarnings {
+			return
+		}
+		attrs := []any{"node", p.NodeID, "mesh", p.Mesh, "name", p.Name}
+		if p.warned = append(p.warned, text); len(p.warned) > maxWarnings {
+			r.log.Warn("no more is logged of what the configuration of a proxy leaves out", attrs...)
+			return
+		}
+		r.log.Warn("the configuration of a proxy leaves out something that was asked for", append(attrs, "warning", text)...)
+	}
 }
 
 // fail tells, once, why a proxy keeps the configuration it has, or a part of it.
