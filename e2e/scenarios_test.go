@@ -26,7 +26,12 @@ var lastPort atomic.Int64
 // nextPort walks through ports below those the system gives to outgoing connections.
 func nextPort() int { return int(lastPort.Add(1)) }
 
-func TestMain(m *testing.M) { os.Exit(build(m)) }
+func TestMain(m *testing.M) {
+	if options := os.Getenv(proxyProcess); options != "" {
+		os.Exit(runProxy(options))
+	}
+	os.Exit(build(m))
+}
 
 func build(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "meridian-e2e-")
