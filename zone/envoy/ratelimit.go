@@ -49,7 +49,7 @@ func (g *draft) rateLimit(name string, conf *meshv1.RateLimit_Conf_Http) map[str
 		return &corev3.RuntimeFractionalPercent{DefaultValue: &typev3.FractionalPercent{Numerator: 100}, RuntimeKey: key}
 	}
 	m := &ratelimitv3.LocalRateLimit{
-		StatPrefix: rateLimitStatPrefix,
+		StatPrefix:     rateLimitStatPrefix,
 		TokenBucket:    bucket(conf.GetRequests(), conf.GetInterval()),
 		FilterEnabled:  always("local_rate_limit_enabled"),
 		FilterEnforced: always("local_rate_limit_enforced"),

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/proto"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/zone/envoy"
@@ -29,6 +31,7 @@ var errWait = errors.New("nothing to configure the proxy from")
 type result struct {
 	proxy     *proxy
 	dataplane *meshv1.Dataplane
+	host      string // where the proxy listens, when that is not an address
 	out       *envoy.Output
 	refs      []*assignment
 	config    *xds.Config
@@ -43,7 +46,7 @@ type result struct {
 // build makes what p needs. It is run by workers: it reads p and the World, and changes neither.
 func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 	begin := time.Now()
-	res = result{proxy: p, out: p.out, refs: p.refs, config: p.config, identity: p.identity}
+	res = result{proxy: p, host: p.host, out: p.out, refs: p.refs, config: p.config, identity: p.identity}
 	defer func() {
 		if v := recover(); v != nil {
 			res.err, res.stack = fmt.Errorf("panic: %v", v), debug.Stack()
@@ -76,7 +79,12 @@ func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 			res.err = fmt.Errorf("proxies of this kind (%s) cannot be configured", p.Kind)
 			return res
 		}
-		out, err := make(&Input{World: r.world, Mesh: mesh, Dataplane: res.dataplane, Proxy: p.Connected})
+		located, err := r.locate(&res)
+		if err != nil {
+			res.err = err
+			return res
+		}
+		out, err := make(&Input{World: r.world, Mesh: mesh, Dataplane: located, Proxy: p.Connected})
 		if err != nil {
 			res.err = err
 			return res
@@ -108,6 +116,23 @@ func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 	}
 	res.config, res.err = xds.NewConfig(append(resources, secrets...)...)
 	return res
+}
+
+// locate returns the Dataplane with the address that its host name stands for: Envoy listens on addresses only.
+func (r *Reconciler) locate(res *result) (*meshv1.Dataplane, error) {
+	host := res.dataplane.GetNetworking().GetAddress()
+	if _, err := netip.ParseAddr(host); host == "" || err == nil || res.proxy.Proxyless {
+		res.host = ""
+		return res.dataplane, nil
+	}
+	res.host = strings.ToLower(host)
+	address := r.world.Address(host)
+	if address == "" {
+		return nil, fmt.Errorf("the address of the proxy, %q, is a host name that is not resolved (yet)", host)
+	}
+	dp := proto.CloneOf(res.dataplane)
+	dp.Networking.Address = address
+	return dp, nil
 }
 
 // endpoints are the endpoints of clusters as they are now, in the order of the refs. A cluster of an ingress that several meshes

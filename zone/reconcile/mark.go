@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"slices"
 	"time"
 
 	"github.com/meridian-mesh/meridian/api/dataplane"
@@ -32,7 +33,46 @@ func (r *Reconciler) mark(d *topology.Dirty, since time.Time) {
 	if d.Available {
 		r.offer.set(r.world.AvailableServices())
 	}
-	r.hosts.want(r.world.Hosts())
+	r.wantHosts()
+}
+
+// wantHosts tells which host names need addresses: those of endpoints, and those that proxies listen on.
+func (r *Reconciler) wantHosts() {
+	hosts := r.world.Hosts()
+	for p := range r.hosted {
+		if at, there := slices.BinarySearch(hosts, p.host); !there {
+			hosts = slices.Insert(hosts, at, p.host)
+		}
+	}
+	r.hosts.want(hosts)
+}
+
+// setAddresses takes in what host names stand for.
+func (r *Reconciler) setAddresses(byHost map[string]string) {
+	var moved []*proxy
+	for p := range r.hosted {
+		if r.world.Address(p.host) != byHost[p.host] {
+			moved = append(moved, p)
+		}
+	}
+	d := r.world.SetAddresses(byHost)
+	for _, p := range moved {
+		r.need(p, needAll, causeDataplane, time.Now())
+	}
+	r.renewAddresses(d)
+	r.mark(d, time.Now())
+}
+
+// setHost notes where a proxy listens, when that is not an address.
+func (r *Reconciler) setHost(p *proxy, host string) {
+	if p.host == host {
+		return
+	}
+	delete(r.hosted, p)
+	if p.host = host; host != "" {
+		r.hosted[p] = struct{}{}
+	}
+	r.wantHosts()
 }
 
 func (r *Reconciler) anyOf(s set[*proxy]) []*proxy {

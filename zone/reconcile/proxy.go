@@ -58,6 +58,7 @@ type proxy struct {
 	identity  identities
 	told      bool     // its certificate has been told
 	supported []string // backends, as they were told
+	host      string   // where it listens, when that is not an address
 	failure   string   // of the last attempt; "" when it was good
 	warned    []string // warnings of its configurations that were logged, no more than maxWarnings and a last word
 

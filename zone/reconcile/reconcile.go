@@ -145,6 +145,7 @@ type Reconciler struct {
 	byForm   index[serviceKey] // by services whose form they depend on
 	byEnds   index[serviceKey] // by services whose endpoints they have
 	zonal    set[*proxy]       // ingresses and egresses
+	hosted   set[*proxy]       // sidecars whose address is a host name
 	failed   set[*proxy]       // what they depend on is not known
 	fresh    []*proxy          // to do: those that have nothing yet
 	queue    []*proxy          // to do
@@ -165,7 +166,7 @@ func New(o Options) (*Reconciler, error) {
 		holdoff: cmp.Or(o.Holdoff, defaultHoldoff), workers: cmp.Or(o.Workers, runtime.GOMAXPROCS(0)), now: o.Now, log: o.Log,
 		metrics: newMetrics(), types: topology.Types(),
 		proxies: make(map[string]*proxy), byMesh: make(index[string]), byForm: make(index[serviceKey]), byEnds: make(index[serviceKey]),
-		zonal: make(set[*proxy]), failed: make(set[*proxy]), kept: make(map[string]kept),
+		zonal: make(set[*proxy]), failed: make(set[*proxy]), hosted: make(set[*proxy]), kept: make(map[string]kept),
 	}
 	if r.now == nil {
 		r.now = time.Now
@@ -249,9 +250,7 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			holdoff.Stop()
 			r.takeInbox()
 		case byHost := <-r.hosts.results:
-			d := r.world.SetAddresses(byHost)
-			r.renewAddresses(d)
-			r.mark(d, time.Now())
+			r.setAddresses(byHost)
 		case <-renew.C:
 			renewSet, r.renewAt = time.Time{}, time.Time{}
 			r.lookAtIdentities()
@@ -282,7 +281,7 @@ func (r *Reconciler) load(head *store.Snapshot) {
 	for _, p := range r.proxies {
 		r.need(p, needAll|needSecrets, causeMesh, time.Now())
 	}
-	r.hosts.want(w.Hosts())
+	r.wantHosts()
 	r.offer.set(w.AvailableServices())
 }
 
@@ -369,6 +368,7 @@ func (r *Reconciler) disconnect(nodeID string) {
 	r.byMesh.remove(p.Mesh, p)
 	delete(r.zonal, p)
 	delete(r.failed, p)
+	r.setHost(p, "")
 	r.setDependencies(p, nil, nil)
 	r.assignments.release(p.refs)
 	if p.Kind == Ingress {
@@ -504,6 +504,7 @@ func (r *Reconciler) finish(res *result) {
 	r.metrics.regenerated.WithLabelValues(causeNames[p.cause]).Inc()
 	r.metrics.seconds.Observe(res.seconds)
 	p.need = 0
+	r.setHost(p, res.host)
 	if res.err != nil {
 		r.assignments.sweep(res.refs)
 		if errors.Is(res.err, errWait) {

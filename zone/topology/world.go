@@ -164,6 +164,9 @@ func (w *World) AdminCA() []byte { return w.adminCA }
 // endpoint is left out: what comes by EDS must be an address.
 func (w *World) Hosts() []string { return slices.Sorted(maps.Keys(w.hosts)) }
 
+// Address returns what SetAddresses has told of a host name; "" while it has not.
+func (w *World) Address(host string) string { return w.addresses[strings.ToLower(host)] }
+
 // Apply takes in changes of the store and says what of the World is another now.
 func (w *World) Apply(changes []store.Change) *Dirty {
 	d := newDirty()
