@@ -40,7 +40,8 @@ func build(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", dir, "../cmd/meridian-global", "../cmd/meridian-zone")
+	cmd := exec.Command("go", "build", "-o", dir, "../cmd/meridian-global", "../cmd/meridian-zone", "../cmd/meridian-agent",
+		"./internal/grpcapp")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)

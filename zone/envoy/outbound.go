@@ -287,7 +287,7 @@ func (g *generator) serviceCluster(c *cluster) *clusterv3.Cluster {
 			server = egressService
 		}
 		g.useMeshSecrets(g.mesh.Name)
-		m.TransportSocket = g.p.clientTLS(g.mesh.Name, server, SNI(g.mesh.Name, c.service, c.tags), g.anyProxyless(c.service))
+		m.TransportSocket = g.p.clientTLS(g.mesh.Name, server, SNI(g.mesh.Name, c.service, c.tags), g.mesh.Services[c.service].Proxyless())
 	}
 	return m
 }
@@ -300,7 +300,7 @@ func (g *generator) speaksTLS(c *cluster) bool {
 		return true
 	case mtlsPermissive:
 		s := g.mesh.Services[c.service]
-		return s != nil && s.TLSReady && !g.anyProxyless(c.service) || c.viaEgress
+		return s != nil && s.TLSReady && !s.Proxyless() || c.viaEgress
 	default:
 		return false
 	}

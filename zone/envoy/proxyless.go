@@ -260,16 +260,6 @@ func fileTLS(san *matcherv3.StringMatcher) *tlsv3.CommonTlsContext {
 	}
 }
 
-// ProxylessTag marks the inbounds of gRPC programs that have no proxy.
-const ProxylessTag = "meridian.io/proxyless"
-
-// anyProxyless reports whether endpoints of a service are gRPC programs without a proxy. In a permissive mesh they take plain
-// connections only.
-func (g *generator) anyProxyless(service string) bool {
-	s := g.mesh.Services[service]
-	return s != nil && slices.ContainsFunc(s.Endpoints, func(e topology.Endpoint) bool { return e.Tags[ProxylessTag] == "true" })
-}
-
 // grpcFaults are the faults of a service. Envoy injects them in front of the server; a gRPC server cannot, so clients do it
 // where all servers are such programs. The source is the client itself, so it is decided here whether a policy is for it.
 func (g *generator) grpcFaults(o *outbound) []*hcmv3.HttpFilter {
@@ -281,7 +271,7 @@ func (g *generator) grpcFaults(o *outbound) []*hcmv3.HttpFilter {
 	for _, e := range service.Endpoints[1:] {
 		maps.DeleteFunc(shared, func(k, v string) bool { return e.Tags[k] != v })
 	}
-	if shared[ProxylessTag] != "true" {
+	if shared[topology.ProxylessTag] != "true" {
 		return nil
 	}
 	var out []*hcmv3.HttpFilter

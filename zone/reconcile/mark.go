@@ -103,6 +103,7 @@ func (r *Reconciler) markMesh(name string, md *topology.MeshDirty, since time.Ti
 	if !md.Policies.Empty() || md.VIPs || len(md.Dataplanes) > 0 {
 		r.markByDataplane(mesh, md, since)
 	}
+	r.markProxyless(mesh, md, since)
 	for service := range md.Services {
 		for p := range r.byForm[serviceKey{name, service}] {
 			r.need(p, needAll, causeService, since)
@@ -111,6 +112,29 @@ func (r *Reconciler) markMesh(name string, md *topology.MeshDirty, since time.Ti
 	for service := range md.Endpoints {
 		for p := range r.byEnds[serviceKey{name, service}] {
 			r.need(p, needEndpoints, causeEndpoints, since)
+		}
+	}
+}
+
+// markProxyless marks gRPC programs, of which more depends on services than of proxies: they may ask for any service of the
+// mesh, and have the faults that are injected into servers, which the tags of all servers decide.
+func (r *Reconciler) markProxyless(mesh *topology.Mesh, md *topology.MeshDirty, since time.Time) {
+	faults := len(mesh.Policies.Of(policy.FaultInjection)) > 0
+	if len(md.Services) == 0 && (!faults || len(md.Endpoints) == 0) {
+		return
+	}
+	for p := range r.byMesh[mesh.Name] {
+		all := p.Proxyless && len(mesh.Dataplanes[p.Name].GetNetworking().GetOutbound()) == 0
+		if all && len(md.Services) > 0 {
+			r.need(p, needAll, causeService, since)
+		}
+		if !p.Proxyless || !faults {
+			continue
+		}
+		for service := range md.Endpoints {
+			if _, has := r.byEnds[serviceKey{mesh.Name, service}][p]; has {
+				r.need(p, needAll, causeService, since)
+			}
 		}
 	}
 }
@@ -128,6 +152,8 @@ func (r *Reconciler) markByDataplane(mesh *topology.Mesh, md *topology.MeshDirty
 		case dp == nil:
 		case md.VIPs && transparent != nil:
 			r.need(p, needAll, causeVIPs, since)
+		case p.Proxyless && md.Policies.Touches(policy.FaultInjection): // clients have the faults of servers
+			r.need(p, needAll, causePolicy, since)
 		case !md.Policies.Empty() && md.Policies.Affects(dp, options(dp)):
 			r.need(p, needAll, causePolicy, since)
 		}

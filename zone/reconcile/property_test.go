@@ -15,6 +15,8 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	"pgregory.net/rapid"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
@@ -45,6 +47,18 @@ func TestConfigurationsAreThoseMadeFromScratch(t *testing.T) {
 func TestSidecarsAreThoseMadeFromScratch(t *testing.T) {
 	cas := newCAs(t)
 	builders := Builders{Sidecar: SidecarBuilder(newAuthority(t)), LoadAssignment: envoy.LoadAssignment}
+	rapid.Check(t, func(rt *rapid.T) {
+		script := rapid.SliceOfN(stepGenerator(), 10, 40).Draw(rt, "script")
+		if wrong := play(t, cas, script, builders, nil); wrong != "" {
+			rt.Fatalf("after %v:\n%s", script, wrong)
+		}
+	})
+}
+
+// TestGRPCProgramsAreThoseMadeFromScratch is the same with gRPC programs in the place of the sidecars of one mesh.
+func TestGRPCProgramsAreThoseMadeFromScratch(t *testing.T) {
+	cas := newCAs(t)
+	builders := Builders{Sidecar: SidecarBuilder(newAuthority(t)), Proxyless: ProxylessBuilder, LoadAssignment: envoy.LoadAssignment}
 	rapid.Check(t, func(rt *rapid.T) {
 		script := rapid.SliceOfN(stepGenerator(), 10, 40).Draw(rt, "script")
 		if wrong := play(t, cas, script, builders, nil); wrong != "" {
@@ -105,6 +119,7 @@ func stepGenerator() *rapid.Generator[step] {
 			Do: rapid.SampledFrom([]string{
 				"mesh", "mesh", "unmesh", "dp", "dp", "dp", "dp", "undp", "permission", "timeout", "route", "unpolicy", "external", "unexternal",
 				"ingress", "uningress", "egress", "unegress", "insight", "secret", "unsecret", "connect", "connect", "connect", "disconnect", "fault",
+				"injection",
 			}).Draw(t, "do"),
 			Mesh:  rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "mesh"),
 			Name:  rapid.IntRange(0, 3).Draw(t, "name"),
@@ -143,6 +158,9 @@ func shapeOfMesh(n int) *meshv1.Mesh {
 func shapeOfDataplane(name, n int) *meshv1.Dataplane {
 	services := []string{"web", "api", "db", "ext"}
 	tagged := tags{"kuma.io/service": services[n%3], "kuma.io/protocol": []string{"http", "grpc"}[n%2]}
+	if n%8 < 4 {
+		tagged[topology.ProxylessTag] = "true"
+	}
 	outbounds := [][]string{{"web", "api"}, {"db", "ext"}, {"ext"}, {"web"}, nil}[n%5]
 	dp := workload(fmt.Sprintf("10.0.0.%d", 1+name+4*(n%2)), outbounds, in(80, tagged))
 	if n%7 == 0 {
@@ -188,8 +206,18 @@ func operation(c *cas, s step) (store.Op, bool) {
 			Sources: selector(s.Shape), Destinations: selector(s.Shape / 5),
 			Conf: &meshv1.TrafficRoute_Conf{Destination: tags{"kuma.io/service": services[s.Shape%4]}},
 		}), true
+	case "injection":
+		destination := tags{"kuma.io/service": services[s.Shape/5%3], topology.ProxylessTag: "true", "kuma.io/protocol": "*"}
+		return put(policy.FaultInjection, mesh, name, &meshv1.FaultInjection{
+			Sources: selector(s.Shape), Destinations: []*meshv1.Selector{{Match: destination}},
+			Conf: &meshv1.FaultInjection_Conf{Delay: &meshv1.FaultInjection_Conf_Delay{
+				Percentage: wrapperspb.Double(10), Value: durationpb.New(time.Second),
+			}},
+		}), true
 	case "unpolicy":
-		return del([]resource.Type{policy.TrafficPermission, policy.Timeout, policy.TrafficRoute}[s.Shape%3], mesh, name), true
+		return del([]resource.Type{
+			policy.TrafficPermission, policy.Timeout, policy.TrafficRoute, policy.FaultInjection,
+		}[s.Shape%4], mesh, name), true
 	case "external":
 		t := tags{"kuma.io/service": services[2+s.Shape%2]}
 		if s.Shape%5 == 0 {
@@ -264,6 +292,7 @@ func play(t *testing.T, c *cas, script []step, builders Builders, bug func(*Reco
 		connected := make(map[string]Connected)
 		for i, s := range script {
 			who := s.who()
+			who.Proxyless = builders.Proxyless != nil && who.Mesh == "m"
 			_, here := connected[who.NodeID]
 			switch {
 			case strings.HasPrefix(s.Do, "connect") && !here:

@@ -3,6 +3,8 @@
 package topology
 
 import (
+	"slices"
+
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 )
@@ -50,6 +52,14 @@ type Service struct {
 	// Outside is what External reports where there are endpoints; where there are none it says whether the service consists of
 	// external services only.
 	Outside bool
+}
+
+// ProxylessTag marks the inbounds of gRPC programs that have no proxy.
+const ProxylessTag = "meridian.io/proxyless"
+
+// Proxyless reports whether endpoints of the service are gRPC programs without a proxy.
+func (s *Service) Proxyless() bool {
+	return s != nil && slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Tags[ProxylessTag] == "true" })
 }
 
 // External reports whether the service has endpoints of external services, and none else.

@@ -571,7 +571,7 @@ func (w *World) assemble(m *mesh, name string, weight uint32, d *MeshDirty) {
 		// Of a service without a protocol it matters whether there is anything at all.
 		appeared := s.Protocol == "" && (len(old.Endpoints) == 0) != (len(s.Endpoints) == 0)
 		if appeared || old.Protocol != s.Protocol || old.TLSReady != s.TLSReady || old.Outside != s.Outside || old.Local != s.Local ||
-			!sameEndpoints && (inline(old) || inline(s)) {
+			old.Proxyless() != s.Proxyless() || !sameEndpoints && (inline(old) || inline(s)) {
 			d.Services[name] = struct{}{}
 		} else if sameEndpoints {
 			return // the old one stays, so that what was made from it does

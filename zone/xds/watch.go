@@ -20,6 +20,11 @@ import (
 // response may hold any part, and we send what changed.
 func (k Kind) complete() bool { return k == Cluster || k == Listener }
 
+// keeps says whether what is gone stays with a stream as long as it asks for it by name. Envoy asks for all clusters. gRPC
+// programs name those that their routes lead to, and no longer do so once they have other routes and the last call on the old
+// ones is over: to take a cluster away before that would fail calls.
+func (k Kind) keeps(sub *subscription) bool { return k == Cluster && !sub.all }
+
 // subscription is what a stream asks for of one kind. It never changes.
 type subscription struct {
 	all   bool // whatever there is, and names say nothing
@@ -61,7 +66,7 @@ type contents struct {
 
 // get returns a resource, nil when it is not among the contents.
 func (c contents) get(name string) *Resource {
-	if !c.sub.has(name) {
+	if c.config == nil || !c.sub.has(name) {
 		return nil
 	}
 	return c.config.Get(c.kind, name)
@@ -117,6 +122,8 @@ type watch struct {
 	answered   string        // nonce that the latest request carried
 	stale      bool          // a request was passed over because it carried the nonce of an older response
 	whole      bool          // the next response must hold everything subscribed to
+	// kept are resources that were sent, are asked for by name and are gone; see Kind.keeps.
+	kept map[string]*Resource
 	// again: the next response is due although nothing changed, and must hold everything subscribed to.
 	again bool
 
@@ -151,7 +158,7 @@ func (w *watch) due(k Kind, c *Config) bool {
 	due := false
 	held.differ(contents{c, k, w.want}, func(_, now *Resource) bool {
 		// What is gone is told of the complete kinds. And anything that differs from what was rejected may be good, also less.
-		due = now != nil || k.complete() || rejected
+		due = now != nil || k.complete() && !k.keeps(w.want) || rejected
 		return !due
 	})
 	return due
@@ -222,6 +229,7 @@ func (st *stream) CreateWatch(req *cache.Request, s cache.Subscription, out chan
 	if req.GetErrorDetail() != nil {
 		w.rejected = true
 	}
+	maps.DeleteFunc(w.kept, func(name string, _ *Resource) bool { return !want.has(name) || want.all })
 	if w.held.config != nil && !w.rejected { // what was rejected is compared as a whole, and not sent again
 		// A proxy forgets what it no longer subscribes to, and wants it again when it subscribes once more.
 		w.held.sub = w.held.sub.and(want)
@@ -264,6 +272,7 @@ func (r *response) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, error
 
 	st.node.mu.Lock()
 	defer st.node.mu.Unlock()
+	w.keep(next)
 	if r.kind == Cluster {
 		st.watches[Endpoint].whole = true
 		if w.held.config != nil && w.held.config.Version(Cluster) != r.config.Version(Cluster) {
@@ -280,6 +289,31 @@ func (r *response) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, error
 	return out, nil
 }
 
+// gone returns a resource that is kept for the stream, or will be.
+func (w *watch) gone(k Kind, name string) *Resource {
+	if !k.keeps(w.want) {
+		return nil
+	}
+	return cmp.Or(w.held.get(name), w.kept[name])
+}
+
+// keep notes what the stream keeps when it holds next.
+func (w *watch) keep(next contents) {
+	if !next.kind.keeps(next.sub) {
+		w.kept = nil
+		return
+	}
+	kept := make(map[string]*Resource)
+	for name := range next.sub.names {
+		if next.get(name) == nil {
+			if r := w.gone(next.kind, name); r != nil {
+				kept[name] = r
+			}
+		}
+	}
+	w.kept = kept
+}
+
 // encoded returns the resources to send to a stream that holds what w says. The messages are shared, and only read.
 func (c contents) encoded(w *watch) []*anypb.Any {
 	everything := c.kind.complete() || w.held.config == nil || w.rejected || w.again || w.whole
@@ -289,7 +323,7 @@ func (c contents) encoded(w *watch) []*anypb.Any {
 	var resources []*Resource
 	if everything {
 		for name := range c.sub.names {
-			if r := c.config.Get(c.kind, name); r != nil {
+			if r := cmp.Or(c.config.Get(c.kind, name), w.gone(c.kind, name)); r != nil {
 				resources = append(resources, r)
 			}
 		}
