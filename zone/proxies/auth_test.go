@@ -161,6 +161,15 @@ func TestAProxyIsRefusedThatTheStateHasNoPlaceFor(t *testing.T) {
 	}{
 		{"its mesh is missing", anonymous, aNode("none.a", nil), "", noMesh, codes.NotFound},
 		{"it is unknown and brings nothing", r, aNode("default.a", nil), r.dpToken(), noResource, codes.NotFound},
+		{"it is an ingress of another zone", anonymous, aNode(".in-1", map[string]any{
+			"dataplane.proxyType": "ingress",
+			"dataplane.resource":  `{"type":"ZoneIngress","name":"in-1","zone":"zone-2","networking":{"address":"10.0.0.9","port":10001}}`,
+		}), "", badResource, codes.InvalidArgument},
+		{"it is an egress of another zone", anonymous, aNode(".out-1", map[string]any{
+			"dataplane.proxyType": "egress",
+			"dataplane.resource":  `{"type":"ZoneEgress","name":"out-1","zone":"zone-2","networking":{"address":"10.0.0.9","port":10001}}`,
+		}), "", badResource, codes.InvalidArgument},
+		{"it may not come in, whatever it brings", r, aNode("default.a", map[string]any{"dataplane.resource": "{"}), "junk", malformed, codes.Unknown},
 		{"the name differs", r, aNode("default.b", map[string]any{"dataplane.resource": backendResource}), r.dpToken(), badResource, codes.InvalidArgument},
 		{"the mesh differs", r, aNode("other.backend-1", map[string]any{"dataplane.resource": backendResource}), other, badResource, codes.InvalidArgument},
 		{"the resource is of another type", r, aNode("default.backend-1", map[string]any{

@@ -246,6 +246,7 @@ func TestADeletedDataplaneIsRegisteredAgainByItsProxy(t *testing.T) {
 	simulate(t, nil, func(r *rig) {
 		s := r.mustOpen(backendNode(), r.dpToken())
 		synctest.Wait()
+		r.registry.Certificate(s.NodeID(), &Certificate{Backend: "ca-1", Issued: time.Now(), NotAfter: time.Now().Add(time.Hour)})
 		r.update(store.Delete(s.Key()), store.Delete(store.Key{Type: "DataplaneInsight", Mesh: "default", Name: "backend-1"}))
 		<-s.Done()
 		again := r.mustOpen(backendNode(), r.dpToken()) // before the old stream is over
@@ -253,6 +254,10 @@ func TestADeletedDataplaneIsRegisteredAgainByItsProxy(t *testing.T) {
 		pause(time.Minute)
 		if subs := r.insight().GetSubscriptions(); len(subs) != 1 || subs[0].GetId() != again.subscriptionID || subs[0].GetDisconnectTime() != nil {
 			t.Errorf("the insight is %v", subs)
+		}
+		// Nobody tells of its certificate again: it is the one it had.
+		if got := r.insight().GetMTLS().GetIssuedBackend(); got != "ca-1" {
+			t.Errorf("its certificate is from %q", got)
 		}
 		again.Close()
 	})

@@ -58,7 +58,7 @@ func kindOf(t string) (Kind, bool) {
 // ingresses, whose nodes may have the same id. mesh is "" for both.
 func NodeID(kind Kind, mesh, name string) string {
 	if kind == Egress {
-		return "egress/." + name // no mesh has such a name
+		return "egress/." + name // parseNode takes no mesh with such a name
 	}
 	return mesh + "." + name
 }
@@ -136,6 +136,9 @@ func parseNode(n *corev3.Node) (*node, error) {
 		return nil, fmt.Errorf("the node's id %q is not of the form <mesh>.<name>, or .<name> for an ingress or egress", clip(id))
 	}
 	fields := n.GetMetadata().GetFields()
+	if strings.ContainsRune(mesh, '/') { // else it could be taken for an egress: see NodeID
+		return nil, fmt.Errorf("the node's id %q names no mesh", clip(id))
+	}
 	parsed := &node{mesh: mesh, name: name}
 	var err error
 	if parsed.kind, err = parseKind(text(fields[metaProxyType]), mesh); err != nil {

@@ -25,6 +25,7 @@ func TestANodeIsRefusedWith(t *testing.T) {
 		"no dot":                       aNode("web", nil),
 		"no name":                      aNode("default.", nil),
 		"no mesh":                      aNode(".web", nil),
+		"the key of an egress":         aNode("egress/.web", nil),
 		"an ingress in a mesh":         aNode("default.in", map[string]any{"dataplane.proxyType": "ingress"}),
 		"an unknown type":              aNode("default.a", map[string]any{"dataplane.proxyType": "toaster"}),
 		"an admin port that is none":   aNode("default.a", map[string]any{"dataplane.admin.port": "65536"}),

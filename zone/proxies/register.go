@@ -46,6 +46,12 @@ type enrolment struct {
 // that the batch is applied to. A proxy whose resource is stored already goes to the committer all the same, since its
 // removal may be under way there.
 func (r *Registry) register(ctx context.Context, n *node, c credential) (registration, error) {
+	// Of strangers nothing is even read.
+	if snap := r.store.Snapshot(); c.required && (n.kind != Sidecar || hasMesh(snap, n.mesh)) {
+		if _, err := r.verify(snap, n, c); err != nil {
+			return registration{}, err
+		}
+	}
 	b, err := decodeBrought(n)
 	if err != nil {
 		return registration{}, err
@@ -181,7 +187,14 @@ func (r *Registry) enrolBrought(view *store.Snapshot, e *enrolment, n *node, cla
 			return err
 		}
 	case *meshv1.ZoneIngress:
+		if err := r.ownZone(m.GetZone()); err != nil {
+			return err
+		}
 		keepServices(m, e.old)
+	case *meshv1.ZoneEgress:
+		if err := r.ownZone(m.GetZone()); err != nil {
+			return err
+		}
 	}
 	spec, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
@@ -208,6 +221,14 @@ func (r *Registry) enrolBrought(view *store.Snapshot, e *enrolment, n *node, cla
 		e.ops = []store.Op{store.Put(rec)}
 	}
 	return nil
+}
+
+// ownZone refuses an ingress or egress that says it is in another zone: traffic of the meshes would go there.
+func (r *Registry) ownZone(zone string) error {
+	if zone == "" || zone == r.zone {
+		return nil
+	}
+	return refuse(badResource, codes.InvalidArgument, "the resource that the proxy brings is refused: zone: %q is not this one, %q", clip(zone), r.zone)
 }
 
 // keepHealth takes over what is known of the health of inbounds that say nothing of it themselves: what a proxy brings does

@@ -245,10 +245,13 @@ func (r *Registry) join(s *Session, done registration) {
 	p.leaveAt = time.Time{}
 	p.selfRegistered = done.brought
 	if p.insight == nil || done.created {
-		p.insight = &insight{}
+		fresh := &insight{}
 		if !done.created {
-			p.insight = r.loadInsight(p.kind, p.insKey)
+			fresh = r.loadInsight(p.kind, p.insKey)
+		} else if len(p.streams) > 0 { // it is still connected, with the certificate that it has
+			fresh.mtls = p.insight.mtls
 		}
+		p.insight = fresh
 	}
 	s.sub = p.insight.open(r.instance, s.node.metadata.Version)
 	s.subscriptionID = s.sub.GetId()

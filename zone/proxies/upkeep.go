@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -35,7 +36,8 @@ func (r *Registry) departLocked(p *proxy) {
 
 func (r *Registry) departAtLocked(p *proxy, at time.Time) {
 	p.leaveAt = at
-	r.leaving = append(r.leaving, departure{p, at})
+	i, _ := slices.BinarySearchFunc(r.leaving, at, func(d departure, at time.Time) int { return d.at.Compare(at) })
+	r.leaving = slices.Insert(r.leaving, i, departure{p, at})
 	select {
 	case r.left <- struct{}{}:
 	default:
