@@ -108,15 +108,33 @@ func TestAProxyThatIsBackInTimeStays(t *testing.T) {
 
 func TestAProxyWithoutAResourceOfItsOwnIsNotRemoved(t *testing.T) {
 	simulate(t, nil, func(r *rig) {
-		s := r.mustOpen(backendNode(), r.dpToken())
-		newest := r.mustOpen(aNode("default.backend-1", nil), r.dpToken())
-		s.Close()
-		newest.Close()
+		r.mustOpen(backendNode(), r.dpToken()).Close()
+		r.mustOpen(aNode("default.backend-1", nil), r.dpToken()).Close() // its resource is there without it now
 		pause(time.Hour)
 		if !r.exists(resource.Dataplane, "default", "backend-1") {
 			t.Fatal("removed")
 		}
 	})
+}
+
+// A gRPC program and the agent that registers it have one node.
+func TestStreamsThatBringNothingDoNotKeepWhatAnotherOneBrought(t *testing.T) {
+	for _, first := range []int{0, 1} {
+		simulate(t, nil, func(r *rig) {
+			both := []*Session{r.mustOpen(backendNode(), r.dpToken()), r.mustOpen(aNode("default.backend-1", nil), r.dpToken())}
+			pause(time.Second)
+			both[first].Close()
+			pause(time.Minute)
+			if !r.exists(resource.Dataplane, "default", "backend-1") {
+				t.Error("it is removed while a stream is open")
+			}
+			both[1-first].Close()
+			pause(time.Minute)
+			if r.exists(resource.Dataplane, "default", "backend-1") {
+				t.Error("it is still there")
+			}
+		})
+	}
 }
 
 func TestOverlappingStreamsOfOneProxy(t *testing.T) {

@@ -88,7 +88,8 @@ type proxy struct {
 	aside   []*Session // that only ask for the credential
 	said    Connected  // what the watcher was told last
 	insight *insight   // nil while it never connected
-	// selfRegistered: it brought its resource. That of the newest stream counts.
+	// selfRegistered: it brought its resource, on any of the streams since it connected. A gRPC program has streams of its own
+	// beside that of the agent which registers it.
 	selfRegistered bool
 	leaveAt        time.Time // when its resource is removed; zero: it is not
 }
@@ -243,7 +244,7 @@ func (r *Registry) join(s *Session, done registration) {
 		return
 	}
 	p.leaveAt = time.Time{}
-	p.selfRegistered = done.brought
+	p.selfRegistered = done.brought || p.selfRegistered && len(p.streams) > 0
 	if p.insight == nil || done.created {
 		fresh := &insight{}
 		if !done.created {
