@@ -31,6 +31,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// MaxRequestBytes bounds gRPC messages that are received. Who sends them is not known while they are read, and each stream
+// of each connection may send one.
+const MaxRequestBytes = 4 << 20
+
 const (
 	// maxStreams bounds the requests at one time on one HTTP/2 connection. A proxy has three.
 	maxStreams = 1024
@@ -60,7 +64,7 @@ type Options struct {
 
 	// MaxConnections bounds the connections open at one time; further ones are closed at once.
 	MaxConnections int
-	// MaxMessageBytes bounds gRPC messages, received and sent.
+	// MaxMessageBytes bounds gRPC messages that are sent, and those that are received where it is less than [MaxRequestBytes].
 	MaxMessageBytes int
 	// RequestTimeout bounds HTTP requests, not gRPC; a handler may extend it with [http.ResponseController].
 	RequestTimeout time.Duration
@@ -104,7 +108,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{o: o, ln: &limited{Listener: ln, limit: int64(o.MaxConnections), open: o.Connections, refused: o.Refused}}
 	s.streams, s.cut = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(o.MaxMessageBytes),
+		grpc.MaxRecvMsgSize(min(o.MaxMessageBytes, MaxRequestBytes)),
 		grpc.MaxSendMsgSize(o.MaxMessageBytes),
 		grpc.ChainStreamInterceptor(s.recoverStream),
 		grpc.ChainUnaryInterceptor(s.recoverUnary),

@@ -18,7 +18,7 @@ type Config struct {
 	Auth Auth `yaml:"auth"`
 
 	MaxConnections  int           `yaml:"maxConnections" env:"MERIDIAN_DP_MAX_CONNECTIONS" doc:"most connections open at the same time, 1 or more; further ones are closed at once"`
-	MaxMessageBytes int           `yaml:"maxMessageBytes" env:"MERIDIAN_DP_MAX_MESSAGE_BYTES" doc:"largest gRPC message received or sent, in bytes, 65536-2147483647"`
+	MaxMessageBytes int           `yaml:"maxMessageBytes" env:"MERIDIAN_DP_MAX_MESSAGE_BYTES" doc:"largest gRPC message sent, in bytes, 65536-2147483647; of those received it is 4 MiB at most"`
 	RequestTimeout  time.Duration `yaml:"requestTimeout" env:"MERIDIAN_DP_REQUEST_TIMEOUT" doc:"longest time for an HTTP request to arrive and be answered"`
 	Keepalive       time.Duration `yaml:"keepalive" env:"MERIDIAN_DP_KEEPALIVE" doc:"silence after which a connection is pinged, and how long the answer may take, 1s or more"`
 	ShutdownTimeout time.Duration `yaml:"shutdownTimeout" env:"MERIDIAN_DP_SHUTDOWN_TIMEOUT" doc:"how long requests and streams may take to end at shutdown"`

@@ -14,9 +14,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/meridian-mesh/meridian/zone/dpserver"
 )
@@ -156,6 +158,12 @@ func TestHTTPAndGRPCShareThePort(t *testing.T) {
 		_ = resp.Body.Close()
 		if got := resp.Trailer.Get("Grpc-Status"); got != "0" {
 			t.Errorf("grpc-status is %q", got)
+		}
+	})
+	t.Run("a gRPC message of more than 4 MiB is refused, whatever is sent", func(t *testing.T) {
+		_, err := healthv1.NewHealthClient(r.dial(t)).Check(t.Context(), &healthv1.HealthCheckRequest{Service: strings.Repeat("a", 5<<20)})
+		if status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("plain text is refused", func(t *testing.T) {

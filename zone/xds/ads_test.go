@@ -1,10 +1,12 @@
 package xds
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -539,4 +541,42 @@ func TestSlowProxyDelaysOnlyItself(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("a stream that is not read did not end")
 	}
+}
+
+func TestAStreamThatSaysNothingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, err := New(Options{Sessions: newSessions()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- srv.StreamAggregatedResources(silentStream{ctx: ctx}) }()
+		time.Sleep(firstRequest + time.Second)
+		synctest.Wait()
+		select {
+		case err := <-ended:
+			if status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("it ends with %v", err)
+			}
+		default:
+			t.Error("it is still open")
+		}
+		cancel() // as gRPC does when the handler has returned
+		srv.Shutdown()
+	})
+}
+
+// silentStream is a connection on which nothing comes.
+type silentStream struct {
+	grpc.ServerStream
+
+	ctx context.Context //nolint:containedctx // gRPC's own does
+}
+
+func (s silentStream) Context() context.Context                { return s.ctx }
+func (silentStream) Send(*discoveryv3.DiscoveryResponse) error { return nil }
+func (s silentStream) Recv() (*discoveryv3.DiscoveryRequest, error) {
+	<-s.ctx.Done()
+	return nil, s.ctx.Err()
 }

@@ -53,6 +53,8 @@ const (
 	defaultMaxNames = 10_000
 	maxUnknownTypes = 16
 	maxNACKLog      = 1 << 10 // bytes
+	// firstRequest is how long after its opening a stream must have said whose it is.
+	firstRequest = 30 * time.Second
 )
 
 // Options configure a Server.

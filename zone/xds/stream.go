@@ -29,7 +29,8 @@ type stream struct {
 	server *Server
 	ctx    context.Context //nolint:containedctx // the stream's own, as gRPC's is: its end is the stream's
 	cancel context.CancelCauseFunc
-	opened chan Session // cap 1: given to the handler, which watches Done
+	named  chan struct{} // closed when the first request is here
+	opened chan Session  // cap 1: given to the handler, which watches Done
 
 	// Owned by the goroutine that runs the loop.
 	nodeID  string // as the first request says
@@ -53,7 +54,7 @@ func (s *Server) StreamAggregatedResources(conn discoveryv3.AggregatedDiscoveryS
 	st := &stream{
 		AggregatedDiscoveryService_StreamAggregatedResourcesServer: conn,
 
-		server: s, ctx: ctx, cancel: cancel, opened: make(chan Session, 1), unknown: make(map[string]struct{}), log: s.log,
+		server: s, ctx: ctx, cancel: cancel, named: make(chan struct{}), opened: make(chan Session, 1), unknown: make(map[string]struct{}), log: s.log,
 	}
 	s.mu.Lock()
 	if s.closing {
@@ -69,12 +70,21 @@ func (s *Server) StreamAggregatedResources(conn discoveryv3.AggregatedDiscoveryS
 	defer s.metrics.streams.Dec()
 	var session Session
 	var over <-chan struct{}
+	// Whoever reaches the port can open streams; those that say nothing are not kept.
+	silent := time.NewTimer(firstRequest)
+	defer silent.Stop()
+	named := st.named
 	for {
 		select {
 		case err := <-ended:
 			return err
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-silent.C:
+			return status.Error(codes.DeadlineExceeded, "no request has come on the stream")
+		case <-named:
+			silent.Stop()
+			named = nil
 		case session = <-st.opened:
 			over = session.Done()
 		case <-over:
@@ -172,6 +182,8 @@ func (st *stream) OnStreamRequest(_ int64, req *discoveryv3.DiscoveryRequest) er
 			return statusOf(err)
 		}
 	}
+	// It was read, and go-control-plane keeps the node as long as the stream: the whole resource of the proxy is in it.
+	req.GetNode().Metadata = nil
 	if n := len(req.GetResourceNames()); n > st.server.maxNames {
 		return status.Errorf(codes.InvalidArgument, "request names %d resources, more than %d", n, st.server.maxNames)
 	}
@@ -204,6 +216,7 @@ func (st *stream) OnStreamRequest(_ int64, req *discoveryv3.DiscoveryRequest) er
 
 // authenticate opens the session of a stream.
 func (st *stream) authenticate(node *corev3.Node) error {
+	close(st.named)
 	if node.GetId() == "" {
 		return status.Error(codes.InvalidArgument, "the first request of a stream must have a node with an id")
 	}
