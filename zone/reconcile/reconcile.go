@@ -235,6 +235,8 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			if head = r.store.Snapshot(); r.concerns(head) {
 				r.woken = time.Now()
 				holdoff.Reset(max(r.holdoff, 0))
+			} else {
+				r.revision = head.Revision() // deletions since are not remembered for ever
 			}
 		case <-holdoff.C:
 			head = r.store.Snapshot()
