@@ -263,6 +263,7 @@ func newRig(tb testing.TB, change func(*Options)) *rig {
 	if change != nil {
 		change(&r.opts)
 	}
+	r.st = r.opts.Store
 	if r.r, err = New(r.opts); err != nil {
 		tb.Fatal(err)
 	}
