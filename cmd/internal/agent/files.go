@@ -28,9 +28,15 @@ const (
 	caFile   = "ca.pem"
 )
 
+// maxSocketPath is what all systems allow.
+const maxSocketPath = 103
+
 // listen binds the socket. Only the user of the agent may connect: whoever does acts with its token.
 func (f files) listen() (net.Listener, error) {
 	path := f.socketPath()
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("dir: too long: the path of a socket, %s, may have %d bytes", path, maxSocketPath)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove the socket of an earlier run: %w", err)
 	}
