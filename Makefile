@@ -88,9 +88,10 @@ bench: ## the benchmarks; docs/PERFORMANCE.md says how to read them
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 .PHONY: images
-images: build ## build the container images meridian/global:dev and meridian/zone:dev
+images: build ## build the container images meridian/global:dev, meridian/zone:dev and meridian/agent:dev
 	docker build -q -t meridian/global:dev -f deploy/docker/Dockerfile.global .
 	docker build -q -t meridian/zone:dev -f deploy/docker/Dockerfile.zone .
+	docker build -q -t meridian/agent:dev -f deploy/docker/Dockerfile.agent .
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 .PHONY: compose-up compose-down

@@ -60,7 +60,7 @@ func TestTheCommandsOfTheDocumentsWork(t *testing.T) {
 			t.Skipf("NOT RUN: there is no %s", program)
 		}
 	}
-	for _, doc := range []string{"../docs/API.md", "../docs/SECURITY.md", "../README.md"} {
+	for _, doc := range []string{"../docs/API.md", "../docs/SECURITY.md", "../docs/PROXYLESS.md", "../README.md"} {
 		t.Run(filepath.Base(doc), func(t *testing.T) {
 			s := newSystem(t, bin, "zone-1")
 			commands := commandsOf(t, doc)

@@ -32,13 +32,15 @@ func TestGoldenFiles(t *testing.T) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			w := load(t, input)
 			out := w.output(t)
-			want := map[string][]proto.Message{"listeners": nil, "clusters": nil, "endpoints": nil}
+			want := map[string][]proto.Message{"listeners": nil, "clusters": nil, "endpoints": nil, "routes": nil}
 			for _, r := range out.Resources {
 				switch r.Kind {
 				case xds.Listener:
 					want["listeners"] = append(want["listeners"], r.Message)
 				case xds.Cluster:
 					want["clusters"] = append(want["clusters"], r.Message)
+				case xds.Route:
+					want["routes"] = append(want["routes"], r.Message)
 				default:
 					t.Errorf("a resource of kind %s", r.Kind.TypeURL())
 				}

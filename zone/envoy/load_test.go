@@ -26,6 +26,7 @@ type world struct {
 	mesh  *topology.Mesh
 	proxy *envoy.Proxy
 	admin *envoy.Admin
+	grpc  bool // the proxy is a gRPC program
 
 	// zonal is set where the proxy is an ingress or an egress, and ingress says which.
 	zonal   *envoy.ZoneProxy
@@ -42,6 +43,7 @@ type settings struct {
 	DNSPort      uint32 `yaml:"dnsPort"`
 	EmptyDNSPort uint32 `yaml:"emptyDnsPort"`
 	Features     []string
+	Proxyless    bool           // it is a gRPC program without a proxy
 	VIPs         []topology.VIP `yaml:"vips"`
 }
 
@@ -108,7 +110,7 @@ func parse(t testing.TB, content string) *world {
 	if mesh.Policies, errs = policy.NewSet(meshName, slices.Values(records)); len(errs) > 0 {
 		t.Fatal(errs)
 	}
-	out := &world{mesh: mesh, proxy: &envoy.Proxy{
+	out := &world{mesh: mesh, grpc: s.Proxyless, proxy: &envoy.Proxy{
 		Mesh: meshName, Name: s.Proxy, Dataplane: dp, AdminAddress: s.AdminAddress, AdminPort: s.AdminPort,
 		DNSPort: s.DNSPort, EmptyDNSPort: s.EmptyDNSPort, Features: s.Features,
 	}}
@@ -142,6 +144,13 @@ func (w *world) setAdmin(s settings) {
 // output makes the configuration of whatever the proxy is.
 func (w *world) output(t testing.TB) *envoy.Output {
 	t.Helper()
+	if w.grpc {
+		out, err := envoy.Proxyless(w.mesh, w.proxy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
 	if w.zonal == nil {
 		return w.sidecar(t)
 	}

@@ -179,7 +179,7 @@ func (g *generator) grpcRoute(o *outbound, match *routev3.RouteMatch, to []weigh
 // grpcOnlyRetry is what a Retry says of gRPC: the conditions that gRPC knows, which has no timeout for a single try.
 func grpcOnlyRetry(retry *meshv1.Retry) *routev3.RetryPolicy {
 	conf := retry.GetConf().GetGrpc()
-	if conf == nil {
+	if conf == nil || conf.GetNumRetries() != nil && conf.GetNumRetries().GetValue() == 0 { // none, which gRPC rejects
 		return nil
 	}
 	out := grpcRetry(conf)

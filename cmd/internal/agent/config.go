@@ -16,7 +16,7 @@ type Config struct {
 	Diagnostics diagnostics.Config `yaml:"diagnostics"`
 
 	ControlPlane string `yaml:"controlPlane" env:"MERIDIAN_AGENT_CONTROL_PLANE" doc:"URL of the zone control plane's port for proxies: https://host:5678"`
-	CAFile       string `yaml:"caFile" env:"MERIDIAN_AGENT_CA_FILE" doc:"PEM file of the authorities the control plane's certificate may come from, such as trust/dp-server-ca.crt of its data directory; empty means those of the operating system"`
+	CAFile       string `yaml:"caFile" env:"MERIDIAN_AGENT_CA_FILE" doc:"PEM file of the authorities the control plane's certificate may come from, such as trust/dp-ca.crt of its data directory; empty means those of the operating system"`
 	TokenFile    string `yaml:"tokenFile" env:"MERIDIAN_AGENT_TOKEN_FILE" doc:"file with the token of the proxy; read anew for every stream, so that replacing it rotates the token; empty where the control plane asks for none"`
 
 	DataplaneFile string `yaml:"dataplaneFile" env:"MERIDIAN_AGENT_DATAPLANE_FILE" doc:"YAML or JSON file of the Dataplane to register; it is removed some time after the agent stops"`

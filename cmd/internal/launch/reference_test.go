@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/meridian-mesh/meridian/cmd/internal/agent"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/global"
 	"github.com/meridian-mesh/meridian/zone"
@@ -45,6 +46,8 @@ func TestReferencePageIsUpToDate(t *testing.T) {
 	page.Write(config.Reference(global.DefaultConfig()))
 	page.WriteString("\n## meridian-zone\n")
 	page.Write(config.Reference(zone.DefaultConfig()))
+	page.WriteString("\n## meridian-agent\n")
+	page.Write(config.Reference(agent.DefaultConfig()))
 
 	file := filepath.Join("..", "..", "..", "docs", "CONFIGURATION.md")
 	if *update {
