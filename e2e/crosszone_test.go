@@ -148,16 +148,13 @@ func withoutLosing(t testing.TB, proxy *envoy.Proxy, cond func(*envoy.Config) er
 	lost := make(chan error, 1)
 	go func() {
 		var objection error
-		err := proxy.Wait(ctx, func(c *envoy.Config) error {
-			if objection = cond(c); objection != nil {
-				return nil
+		_ = proxy.Wait(ctx, func(c *envoy.Config) error {
+			if objection = cond(c); objection == nil {
+				return errors.New("it holds")
 			}
-			return errors.New("it holds")
+			return nil
 		})
-		if err != nil {
-			objection = nil
-		}
-		lost <- objection
+		lost <- objection // of the last look, nil when that was at the end
 	}()
 	do()
 	cancel()

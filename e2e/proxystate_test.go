@@ -14,10 +14,12 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -411,6 +413,67 @@ func TestProxiesOverRestartsOfTheirPlane(t *testing.T) {
 	z.eventually(aSecond, "without what is gone", func() error { return is(z, gone.path(), http.StatusNotFound) })
 	if got := virtual(through.Config(), "web"); got != address {
 		t.Errorf("the address of web moved from %s to %s", address, got)
+	}
+}
+
+// What a proxy finds out about the workload beside it decides whether others send to it.
+func TestAWorkloadThatStopsAnsweringIsLeftOut(t *testing.T) {
+	t.Parallel()
+	s := newSystemWith(t, []string{"MERIDIAN_HDS_INTERVAL=200ms", "MERIDIAN_HDS_CHECK_INTERVAL=100ms", "MERIDIAN_HDS_CHECK_NO_TRAFFIC_INTERVAL=100ms"}, "zone-1")
+	z := s.Zones[0]
+	s.aMesh("m")
+	port, stop := app(t, "web-1")
+	admin := freePort(t)
+	// An address beside that of Envoy's own administration, on systems that have more than one of their own.
+	address := "127.0.0.1"
+	if runtime.GOOS == "linux" {
+		address = "127.0.0.2"
+	}
+	web := sidecar{
+		mesh: "m", name: "web-1", service: "web", port: freePort(t), servicePort: port,
+		networking: map[string]any{"address": address, "admin": map[string]any{"port": admin}},
+		inbound:    map[string]any{"serviceAddress": "127.0.0.1", "serviceProbe": map[string]any{"tcp": map[string]any{}}},
+	}
+	client := sidecar{mesh: "m", name: "client-1", service: "client", port: freePort(t), servicePort: freePort(t), outbounds: map[string]int{"web": freePort(t)}}
+	proxy := z.proxy(z.options(z.token("dataplane", `{"mesh":"m"}`), web.json(t)))
+	from := z.proxy(z.options(z.token("dataplane", `{"mesh":"m"}`), client.json(t)))
+	there := func(c *envoy.Config) error {
+		if got := endpoints(c, "web"); !slices.Equal(got, []string{fmt.Sprintf("%s:%d", address, web.port)}) {
+			return fmt.Errorf("endpoints are %q", got)
+		}
+		return envoy.Ready(c)
+	}
+	holds(t, proxy, 10*time.Second, "the first configuration", envoy.Ready)
+	holds(t, from, 10*time.Second, "the workload is found to answer", there)
+	stop()
+	holds(t, from, 5*time.Second, "it is left out", func(c *envoy.Config) error {
+		if len(endpoints(c, "web")) > 0 {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+	again, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	holds(t, from, 5*time.Second, "it is there again", there)
+	sound(t, proxy)
+	sound(t, from)
+
+	// The administration of a proxy is open to the control plane, and to others as far as whether it is ready.
+	if address == "127.0.0.1" {
+		return
+	}
+	for path, want := range map[string]int{"/ready": http.StatusOK, "/config_dump": http.StatusNotFound} {
+		resp, err := http.Get(fmt.Sprintf("http://%s:%d%s", address, admin, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s is answered with %s", path, resp.Status)
+		}
 	}
 }
 

@@ -228,6 +228,7 @@ func (p *plane) OnStreamOpen(ctx context.Context, _ int64, _ string) error {
 	p.auth = md.Get("authorization")
 	return nil
 }
+
 func (p *plane) OnStreamRequest(_ int64, r *discoveryv3.DiscoveryRequest) error {
 	if r.GetErrorDetail() != nil {
 		time.Sleep(50 * time.Millisecond) // the plain cache sends what was rejected again at once

@@ -588,7 +588,7 @@ func (t *traffic) connect(ctx context.Context, v *view, name string, metadata *c
 	}
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, nil, fmt.Errorf("cluster %q: TLS with %s: %w", name, target, err)
 	}
 	return plainConn{secure}, endpoint, nil
