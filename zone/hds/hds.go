@@ -85,26 +85,12 @@ const (
 	attemptDelay = time.Second
 )
 
+// firstMessage is how long after its opening a stream must have said whose it is.
+const firstMessage = 30 * time.Second
+
 // StreamHealthCheck serves one proxy.
 func (s *Server) StreamHealthCheck(stream healthv3.HealthDiscoveryService_StreamHealthCheckServer) error {
-	first, err := stream.Recv()
-	if err != nil {
-		return err //nolint:wrapcheck // a status
-	}
-	n := first.GetHealthCheckRequest().GetNode()
-	if n == nil {
-		return status.Error(codes.InvalidArgument, "the first message names no node")
-	}
 	ctx := stream.Context()
-	session, err := s.attach(ctx, n)
-	if err != nil {
-		return err
-	}
-	defer session.Close()
-	if session.Key().Type != string(resource.Dataplane) {
-		return status.Error(codes.InvalidArgument, "only dataplanes have workloads to check")
-	}
-
 	// Receiving ends with the stream, which ends when this function returns.
 	received := make(chan *healthv3.HealthCheckRequestOrEndpointHealthResponse)
 	failed := make(chan error, 1)
@@ -122,6 +108,33 @@ func (s *Server) StreamHealthCheck(stream healthv3.HealthDiscoveryService_Stream
 			}
 		}
 	})
+
+	// Whoever reaches the port can open streams; those that say nothing are not kept.
+	silent := time.NewTimer(firstMessage)
+	defer silent.Stop()
+	var first *healthv3.HealthCheckRequestOrEndpointHealthResponse
+	select {
+	case first = <-received:
+		silent.Stop()
+	case err := <-failed:
+		return err
+	case <-silent.C:
+		return status.Error(codes.DeadlineExceeded, "no message has come on the stream")
+	case <-ctx.Done():
+		return ctx.Err() //nolint:wrapcheck // gRPC makes a status of it
+	}
+	n := first.GetHealthCheckRequest().GetNode()
+	if n == nil {
+		return status.Error(codes.InvalidArgument, "the first message names no node")
+	}
+	session, err := s.attach(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	if session.Key().Type != string(resource.Dataplane) {
+		return status.Error(codes.InvalidArgument, "only dataplanes have workloads to check")
+	}
 
 	var sent told // nothing
 	for {
