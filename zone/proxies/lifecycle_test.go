@@ -1,6 +1,7 @@
 package proxies
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
 	"github.com/meridian-mesh/meridian/common/store/storetest"
+	"github.com/meridian-mesh/meridian/zone/xds"
 )
 
 // simulate runs a test in a bubble, where hours take no time.
@@ -341,6 +343,59 @@ func TestACrashLeavesNobodyOnlineAndForgetsNoRemoval(t *testing.T) {
 		if !r.exists(resource.Dataplane, "default", "backend-1") {
 			t.Error("a proxy is removed that was connected")
 		}
+	})
+}
+
+func TestARegistrationThatIsCutShortLeavesNothing(t *testing.T) {
+	t.Run("by a crash before anything is known of the proxy but its resource", func(t *testing.T) {
+		simulate(t, nil, func(r *rig) {
+			r.stop()
+			dying, err := New(context.Background(), Options{Config: r.cfg, Zone: "zone-1", InstanceID: r.instance, Store: r.store, Authority: tokens.NewAuthority()})
+			if err != nil {
+				r.Fatal(err)
+			}
+			s, err := dying.Open(context.Background(), xds.Opening{Node: backendNode(), Authorization: []string{r.dpToken()}})
+			if err != nil {
+				r.Fatal(err)
+			}
+			defer s.Close()
+			if !r.exists(resource.Dataplane, "default", "backend-1") {
+				r.Fatal("it is not registered")
+			}
+			r.instance = "cp-2"
+			r.start()
+			pause(5 * time.Second)
+			if !r.exists(resource.Dataplane, "default", "backend-1") {
+				r.Fatal("it has no time to come back")
+			}
+			pause(time.Minute)
+			if r.exists(resource.Dataplane, "default", "backend-1") || r.exists(resource.DataplaneInsight, "default", "backend-1") {
+				r.Fatal("it is there for ever")
+			}
+		})
+	})
+	t.Run("by the end of the stream", func(t *testing.T) {
+		simulate(t, nil, func(r *rig) {
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			r.stop()
+			_ = r.store.Close()
+			r.backend = storetest.FailAppends(r.backend.(*memory.Backend), func(store.Group) error {
+				cancel() // while the resource is being written
+				time.Sleep(time.Second)
+				return nil
+			})
+			r.openStore()
+			r.start()
+			s, err := r.registry.Open(ctx, xds.Opening{Node: backendNode(), Authorization: []string{r.dpToken()}})
+			if err == nil {
+				s.Close()
+			}
+			pause(time.Minute)
+			if r.exists(resource.Dataplane, "default", "backend-1") || r.exists(resource.DataplaneInsight, "default", "backend-1") {
+				r.Fatal("it is there for ever")
+			}
+		})
 	})
 }
 

@@ -61,6 +61,10 @@ func (r *Registry) register(ctx context.Context, n *node, c credential) (registr
 	if err != nil || b == nil {
 		return plan.registration, err
 	}
+	// Whether the stream still is there or not, what becomes of the batch has to be known: what is registered must be removed when
+	// the stream is over.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registrationTimeout)
+	defer cancel()
 	var final enrolment // written by the update, which may still run when it was given up: read only after success
 	_, err = r.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
 		old, _ := head.Get(n.key())
@@ -81,6 +85,9 @@ func (r *Registry) register(ctx context.Context, n *node, c credential) (registr
 	}
 	return registration{}, refuse(storeFailed, codes.Unavailable, "the proxy could not be registered: %v", err)
 }
+
+// registrationTimeout is how long the store may take to register a proxy.
+const registrationTimeout = time.Minute
 
 // decodeBrought reads the resource in a node's metadata; nil when there is none.
 func decodeBrought(n *node) (*brought, error) {
@@ -220,6 +227,26 @@ func (r *Registry) enrolBrought(view *store.Snapshot, e *enrolment, n *node, cla
 	if rec != nil {
 		e.ops = []store.Op{store.Put(rec)}
 	}
+	if e.created {
+		return r.announce(view, e, n, now)
+	}
+	return nil
+}
+
+// announce has the insight of a new proxy stored with its resource, as one that is about to be removed: that is so until the
+// session has been made, which replaces it. A process that starts after a crash in between finds it and removes the resource.
+func (r *Registry) announce(view *store.Snapshot, e *enrolment, n *node, now time.Time) error {
+	if old, ok := view.Get(n.insightKey()); ok && old.Origin != "" {
+		return nil
+	}
+	var i insight
+	sub := i.open(r.instance, n.metadata.Version)
+	sub.DisconnectTime, sub.Deregistering = sub.GetConnectTime(), true
+	spec, err := i.encode(n.kind)
+	if err != nil {
+		return refuse(badResource, codes.Internal, "the proxy cannot be registered: %v", err)
+	}
+	e.ops = append(e.ops, store.Put(&store.Record{Key: n.insightKey(), Spec: spec, Created: now, Modified: now}))
 	return nil
 }
 
