@@ -85,8 +85,11 @@ func TestConvergeFindsFaults(t *testing.T) {
 			}
 		}},
 		"a response that mixes two states": {send: func() func(int, *discoveryv3.DiscoveryResponse) {
+			var mu sync.Mutex // streams send at the same time
 			old := map[string]*discoveryv3.DiscoveryResponse{}
 			return func(_ int, m *discoveryv3.DiscoveryResponse) {
+				mu.Lock()
+				defer mu.Unlock()
 				before := old[m.GetTypeUrl()]
 				old[m.GetTypeUrl()] = &discoveryv3.DiscoveryResponse{Resources: slices.Clone(m.GetResources())}
 				if before != nil && len(before.GetResources()) > 0 && len(m.GetResources()) > 0 {
@@ -95,8 +98,11 @@ func TestConvergeFindsFaults(t *testing.T) {
 			}
 		}()},
 		"a response of an older state": {send: func() func(int, *discoveryv3.DiscoveryResponse) {
+			var mu sync.Mutex // streams send at the same time
 			old := map[string]*discoveryv3.DiscoveryResponse{}
 			return func(_ int, m *discoveryv3.DiscoveryResponse) {
+				mu.Lock()
+				defer mu.Unlock()
 				if before := old[m.GetTypeUrl()]; before != nil {
 					m.Resources, m.VersionInfo = before.GetResources(), before.GetVersionInfo()
 				}
