@@ -192,7 +192,7 @@ func (p *benchPlane) connect(list []peer) *crowd {
 		p.b.Fatal(err)
 	}
 	c := &crowd{b: p.b, events: make(chan event, 16)}
-	c.cmd = exec.Command(os.Args[0]) //nolint:noctx // it ends with its standard input
+	c.cmd = exec.Command(os.Args[0]) // it ends with its standard input
 	c.cmd.Env, c.cmd.Stderr = append(os.Environ(), peersEnv+"=1"), os.Stderr
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		p.b.Fatal(err)

@@ -145,7 +145,7 @@ func (p *peers) learned(address string) {
 
 // live keeps one proxy connected.
 func (p *peers) live(ctx context.Context, who *peer) {
-	conn, err := grpc.NewClient(p.conf.Address, grpc.WithTransportCredentials(p.secure), grpc.WithSharedWriteBuffer(true),
+	conn, err := grpc.NewClient(p.conf.Address, grpc.WithTransportCredentials(p.secure),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 500 * time.Millisecond, Multiplier: 1, Jitter: 0.5, MaxDelay: 500 * time.Millisecond},
 			MinConnectTimeout: 20 * time.Second,
@@ -161,7 +161,7 @@ func (p *peers) live(ctx context.Context, who *peer) {
 		if l.complete {
 			p.completed(-1)
 		}
-		if err == errWrong {
+		if errors.Is(err, errWrong) {
 			return
 		}
 		time.Sleep(time.Duration(rand.Int64N(int64(100 * time.Millisecond))))
@@ -223,7 +223,7 @@ func (l *life) take(resp *discoveryv3.DiscoveryResponse) string {
 	}
 	first := l.started[kind] && !l.complete
 	var names []string
-	switch kind {
+	switch kind { //nolint:exhaustive // the others are not asked for
 	case xds.Cluster:
 		l.clusters = l.clusters[:0]
 		for _, r := range resp.GetResources() {
