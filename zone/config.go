@@ -144,8 +144,11 @@ func (c Config) Validate() []error {
 		field string
 		port  int
 	}{
-		{"apiServer.httpPort", c.API.HTTPPort}, {"apiServer.httpsPort", c.API.HTTPSPort}, {"diagnostics.port", c.Diagnostics.Port},
-		{"dpServer.port", c.DPServer.Port}, {"monitoringAssignmentServer.port", c.MADS.Port},
+		{"apiServer.httpPort", c.API.HTTPPort},
+		{"apiServer.httpsPort", c.API.HTTPSPort},
+		{"diagnostics.port", c.Diagnostics.Port},
+		{"dpServer.port", c.DPServer.Port},
+		{"monitoringAssignmentServer.port", c.MADS.Port},
 	} {
 		if other := taken[p.port]; other != "" && p.port > 0 {
 			errs = append(errs, fmt.Errorf("%s: %d is %s too", p.field, p.port, other))

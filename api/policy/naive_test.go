@@ -519,9 +519,7 @@ func (n naive) merge(target, patch any) any {
 	}
 	result := map[string]any{}
 	if t, ok := target.(map[string]any); ok {
-		for k, v := range t {
-			result[k] = v
-		}
+		maps.Copy(result, t)
 	}
 	for k, v := range p {
 		if v == nil && n.fault != "null is a value" {

@@ -1,6 +1,7 @@
 package hds
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -48,10 +49,10 @@ func (c Check) Validate() []error {
 		}
 	}
 	if c.HealthyThreshold == 0 {
-		errs = append(errs, fmt.Errorf("healthyThreshold: must be 1 or more"))
+		errs = append(errs, errors.New("healthyThreshold: must be 1 or more"))
 	}
 	if c.UnhealthyThreshold == 0 {
-		errs = append(errs, fmt.Errorf("unhealthyThreshold: must be 1 or more"))
+		errs = append(errs, errors.New("unhealthyThreshold: must be 1 or more"))
 	}
 	return errs
 }

@@ -64,7 +64,8 @@ type events struct {
 func (e *events) Connected(c Connected)      { e.add("connected " + c.NodeID) }
 func (e *events) Disconnected(nodeID string) { e.add("disconnected " + nodeID) }
 func (e *events) add(s string)               { e.mu.Lock(); defer e.mu.Unlock(); e.list = append(e.list, s) }
-func (e *events) all() string                { e.mu.Lock(); defer e.mu.Unlock(); return strings.Join(e.list, "; ") }
+
+func (e *events) all() string { e.mu.Lock(); defer e.mu.Unlock(); return strings.Join(e.list, "; ") }
 
 func newRig(t *testing.T, change func(*Config)) *rig {
 	t.Helper()

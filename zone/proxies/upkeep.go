@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"time"
 
@@ -248,9 +249,7 @@ func (r *Registry) finalize(ctx context.Context, seen map[store.Key]generation) 
 		}
 	}
 	clear(seen)
-	for k, g := range found {
-		seen[k] = g
-	}
+	maps.Copy(seen, found)
 	if len(stale) == 0 {
 		return nil
 	}

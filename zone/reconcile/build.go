@@ -74,8 +74,8 @@ func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 		}
 	}
 	if all {
-		make := r.builders.of(&p.Connected)
-		if make == nil {
+		builder := r.builders.of(&p.Connected)
+		if builder == nil {
 			res.err = fmt.Errorf("proxies of this kind (%s) cannot be configured", p.Kind)
 			return res
 		}
@@ -84,7 +84,7 @@ func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 			res.err = err
 			return res
 		}
-		out, err := make(&Input{World: r.world, Mesh: mesh, Dataplane: located, Proxy: p.Connected})
+		out, err := builder(&Input{World: r.world, Mesh: mesh, Dataplane: located, Proxy: p.Connected})
 		if err != nil {
 			res.err = err
 			return res

@@ -7,11 +7,13 @@ import (
 	"github.com/meridian-mesh/meridian/zone/proxies"
 )
 
-// What the registry of proxies tells of them, and is told.
 type (
-	Connected   = proxies.Connected
+	// Connected is a proxy that has a stream.
+	Connected = proxies.Connected
+	// Certificate is the identity that a proxy has been given.
 	Certificate = proxies.Certificate
-	Metadata    = proxies.Metadata
+	// Metadata is what a proxy tells of itself.
+	Metadata = proxies.Metadata
 )
 
 // The kinds of proxies.

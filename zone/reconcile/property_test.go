@@ -384,8 +384,7 @@ func compare(got, want *xds.Config, anySecrets bool) string {
 			return fmt.Sprintf("%s: %v, from scratch %v", k.TypeURL(), names(a), names(b))
 		}
 		for i := range a {
-			if strings.HasPrefix(a[i].Name, mtls.IdentityName("")) {
-				mesh := strings.TrimPrefix(a[i].Name, mtls.IdentityName(""))
+			if mesh, ok := strings.CutPrefix(a[i].Name, mtls.IdentityName("")); ok {
 				if wrong := sameIdentity(a[i], b[i], got.Get(xds.Secret, mtls.RootsName(mesh))); wrong != "" {
 					return wrong
 				}
