@@ -55,7 +55,7 @@ func (nobody) Attach(context.Context, *corev3.Node, []string) (*proxies.Session,
 type silentStream struct {
 	grpc.ServerStream
 
-	ctx context.Context //nolint:containedctx // gRPC's own does
+	ctx context.Context
 }
 
 func (s silentStream) Context() context.Context                { return s.ctx }

@@ -571,7 +571,7 @@ func TestAStreamThatSaysNothingEnds(t *testing.T) {
 type silentStream struct {
 	grpc.ServerStream
 
-	ctx context.Context //nolint:containedctx // gRPC's own does
+	ctx context.Context
 }
 
 func (s silentStream) Context() context.Context                { return s.ctx }
