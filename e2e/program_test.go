@@ -81,8 +81,7 @@ const patience = 20 * time.Second
 // program itself is not started.
 func (s *System) joins(t testing.TB, z *Plane, mesh, name, tags string) *program {
 	t.Helper()
-	// The path of a socket is short everywhere.
-	dir, err := os.MkdirTemp("", "agent")
+	dir, err := os.MkdirTemp("", "agent") //nolint:usetesting // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -226,8 +226,7 @@ func (p *plane) StreamAggregatedResources(s discoveryv3.AggregatedDiscoveryServi
 // start runs an agent of the plane until the test ends.
 func start(t *testing.T, p *plane, with func(*Config)) *Agent {
 	t.Helper()
-	// The path of a socket is short everywhere.
-	dir, err := os.MkdirTemp("", "agent")
+	dir, err := os.MkdirTemp("", "agent") //nolint:usetesting // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}

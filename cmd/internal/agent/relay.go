@@ -22,7 +22,7 @@ func (a *Agent) relay(ctx context.Context) error {
 		return fmt.Errorf("serve the socket: %w", err)
 	case <-ctx.Done():
 		srv.Stop()
-		<-served
+		<-served //nolint:errcheck // that it was stopped
 		return nil
 	}
 }

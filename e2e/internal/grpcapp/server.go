@@ -50,7 +50,7 @@ func serve(ctx context.Context, address, name string, failing bool) error {
 		ServiceName: "meridian.e2e.Echo", HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{{MethodName: "Who", Handler: handle}},
 	}, &echo{name, failing})
-	lis, err := net.Listen("tcp", address)
+	lis, err := net.Listen("tcp", address) //nolint:noctx // binding does not block
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
@@ -59,7 +59,7 @@ func serve(ctx context.Context, address, name string, failing bool) error {
 }
 
 // handle is what generated code would be.
-func handle(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+func handle(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // gRPC has the context second
 	in := &emptypb.Empty{}
 	if err := decode(in); err != nil {
 		return nil, err
