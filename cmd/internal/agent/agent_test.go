@@ -387,3 +387,24 @@ func TestAPathTooLongForASocketIsNamed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestACertificateThatCouldNotBeWrittenComesAgain(t *testing.T) {
+	p := newPlane(t)
+	var inTheWay string
+	a := start(t, p, func(c *Config) {
+		inTheWay = filepath.Join(c.Dir, "current", "something")
+		if err := os.MkdirAll(inTheWay, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	})
+	eventually(t, func() error {
+		if failed := a.failure.Load(); failed == nil || !errors.Is(*failed, errFiles) {
+			return errors.New("no failure to write is known")
+		}
+		return nil
+	})
+	if err := os.RemoveAll(filepath.Dir(inTheWay)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, a.holds("certificate"))
+}

@@ -68,7 +68,9 @@ func (a *Agent) receiveSecrets(ctx context.Context) error {
 		req = &discoveryv3.DiscoveryRequest{
 			TypeUrl: secretType, ResourceNames: names, ResponseNonce: resp.GetNonce(), VersionInfo: resp.GetVersionInfo(),
 		}
-		if err := a.take(ctx, &held, resp); err != nil {
+		if err := a.take(ctx, &held, resp); errors.Is(err, errFiles) {
+			return err // on another stream the same comes again; what is rejected does not
+		} else if err != nil {
 			a.log.ErrorContext(ctx, "secrets cannot be used", "err", err)
 			req.VersionInfo = ""
 			req.ErrorDetail = &status.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
@@ -83,6 +85,9 @@ func (a *Agent) receiveSecrets(ctx context.Context) error {
 		}
 	}
 }
+
+// errFiles is that the disk did not take the secrets, which are good.
+var errFiles = errors.New("the certificate could not be written")
 
 // secrets are what the stream has sent so far.
 type secrets struct{ cert, key, ca []byte }
@@ -108,7 +113,7 @@ func (a *Agent) take(ctx context.Context, held *secrets, resp *discoveryv3.Disco
 		return nil
 	}
 	if err := a.files.writeIdentity(next.cert, next.key, next.ca); err != nil {
-		return errors.Join(errors.New("the files could not be written"), err)
+		return fmt.Errorf("%w: %w", errFiles, err)
 	}
 	*held = next
 	a.log.InfoContext(ctx, "certificate and authorities written")
