@@ -221,3 +221,31 @@ func panels(t *testing.T) []panel {
 	}
 	return dashboard.Panels
 }
+
+// What an image copies has to reach the builder, which sees nothing but what .dockerignore lets through.
+func TestImagesAreBuiltFromWhatTheBuilderSees(t *testing.T) {
+	content, err := os.ReadFile("../.dockerignore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ignore := strings.Split(string(content), "\n")
+	files, err := filepath.Glob("docker/Dockerfile.*")
+	if err != nil || len(files) < 3 {
+		t.Fatalf("found %q: %v", files, err)
+	}
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copied := regexp.MustCompile(`(?m)^COPY (?:--\S+ )?(\S+) \S+$`).FindAllStringSubmatch(string(content), -1)
+		if len(copied) == 0 {
+			t.Errorf("%s copies nothing", file)
+		}
+		for _, c := range copied {
+			if !slices.Contains(ignore, "!"+c[1]) {
+				t.Errorf("%s copies %s, which .dockerignore keeps from the builder", file, c[1])
+			}
+		}
+	}
+}
