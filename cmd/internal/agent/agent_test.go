@@ -408,3 +408,14 @@ func TestACertificateThatCouldNotBeWrittenComesAgain(t *testing.T) {
 	}
 	eventually(t, a.holds("certificate"))
 }
+
+func TestTwoAgentsDoNotShareADirectory(t *testing.T) {
+	var cfg Config
+	a := start(t, newPlane(t), func(c *Config) { cfg = *c })
+	if _, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another agent") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(a.files.socketPath()); err != nil {
+		t.Errorf("the first has lost its socket: %v", err)
+	}
+}

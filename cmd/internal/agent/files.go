@@ -37,6 +37,10 @@ func (f files) listen() (net.Listener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("dir: too long: the path of a socket, %s, may have %d bytes", path, maxSocketPath)
 	}
+	if conn, err := net.Dial("unix", path); err == nil { //nolint:noctx // connecting to a socket here does not block
+		_ = conn.Close()
+		return nil, fmt.Errorf("dir: another agent runs in %s: give each program's agent a directory of its own", f.dir)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove the socket of an earlier run: %w", err)
 	}
