@@ -32,8 +32,8 @@ func (c ClientConfig) TLS() (*tls.Config, error) {
 		return nil, errors.New("tls client: a CA file and no verification exclude each other")
 	case c.SkipVerify:
 		cfg.InsecureSkipVerify = true
-	case c.CAFile != "":
-		// The standard verification takes its roots once. Ours does the same with roots as they are now.
+	default:
+		// The standard verification takes its roots once. Ours does the same with roots as they are now, and says which these were.
 		cfg.InsecureSkipVerify = true
 		cfg.VerifyConnection = c.verify
 	}
@@ -42,9 +42,14 @@ func (c ClientConfig) TLS() (*tls.Config, error) {
 
 // verify checks what [tls] would, against the authorities that CAFile holds at this moment.
 func (c ClientConfig) verify(state tls.ConnectionState) error {
-	roots, err := loadRoots(c.CAFile)
-	if err != nil {
-		return err
+	var roots *x509.CertPool // nil: those of the operating system
+	from := "the authorities of the operating system, as no CA file is set"
+	if c.CAFile != "" {
+		var err error
+		if roots, err = loadRoots(c.CAFile); err != nil {
+			return err
+		}
+		from = c.CAFile
 	}
 	if len(state.PeerCertificates) == 0 {
 		return errors.New("server sent no certificate")
@@ -54,7 +59,7 @@ func (c ClientConfig) verify(state tls.ConnectionState) error {
 		opts.Intermediates.AddCert(cert)
 	}
 	if _, err := state.PeerCertificates[0].Verify(opts); err != nil {
-		return fmt.Errorf("verify certificate against %s: %w", c.CAFile, err)
+		return fmt.Errorf("verify certificate against %s: %w", from, err)
 	}
 	return nil
 }

@@ -88,6 +88,7 @@ func TestWhoIsTrusted(t *testing.T) {
 		{"anyone without verification", tlsconf.ClientConfig{ServerName: "elsewhere.example", SkipVerify: true}, ""},
 		{"not another name", tlsconf.ClientConfig{ServerName: "elsewhere.example", CAFile: caFile(dir)}, "not elsewhere.example"},
 		{"not another address", tlsconf.ClientConfig{ServerName: "192.0.2.8", CAFile: caFile(dir)}, "not 192.0.2.8"},
+		{"not by the operating system's authorities", tlsconf.ClientConfig{ServerName: "localhost"}, "as no CA file is set"},
 		{"not by another authority", tlsconf.ClientConfig{ServerName: "localhost", CAFile: caFile(other)}, "certificate signed by unknown authority"},
 		{"not by the operating system's authorities", tlsconf.ClientConfig{ServerName: "localhost"}, "certificate signed by unknown authority"},
 		{"not by a CA file that is missing", tlsconf.ClientConfig{ServerName: "localhost", CAFile: caFile(dir) + ".absent"}, "no such file"},

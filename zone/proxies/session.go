@@ -2,6 +2,7 @@ package proxies
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -149,6 +150,9 @@ func (s *Session) Close() {
 		s.expiry.Stop()
 	}
 	reason := s.err
+	if reason == nil {
+		reason = errors.New("the proxy closed it")
+	}
 	s.mu.Unlock()
 	r := s.registry
 	r.part(s)
