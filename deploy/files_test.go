@@ -72,6 +72,9 @@ func TestComposeHoldsTogether(t *testing.T) {
 			}
 			host[published] = name
 		}
+		if dp := s.Environment["MERIDIAN_DP_PORT"]; strings.HasPrefix(s.Image, "meridian/zone:") && !slices.Contains(s.Ports, dp+":"+dp) {
+			t.Errorf("%s does not publish its port for proxies, %q, under the number that it tells Envoys: %q", name, dp, s.Ports)
+		}
 		for _, d := range s.DependsOn {
 			if _, ok := c.Services[d]; !ok {
 				t.Errorf("%s depends on %s, which is no service", name, d)
