@@ -21,8 +21,9 @@ import (
 func TestGRPCClientsHaveTheFaultsOfTheTagsThatAllServersShare(t *testing.T) {
 	authority := newAuthority(t)
 	server := func(address, version string) *meshv1.Dataplane {
-		return workload(address, nil, in(8080, tags{"kuma.io/service": "backend", "kuma.io/protocol": "grpc",
-			topology.ProxylessTag: "true", "version": version}))
+		return workload(address, nil, in(8080, tags{
+			"kuma.io/service": "backend", "kuma.io/protocol": "grpc", topology.ProxylessTag: "true", "version": version,
+		}))
 	}
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(o *Options) {
