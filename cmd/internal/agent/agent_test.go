@@ -100,11 +100,12 @@ func TestIdentitiesAreReplacedAsAWhole(t *testing.T) {
 				return
 			default:
 			}
-			dir, err := filepath.EvalSymlinks(filepath.Join(f.dir, "current"))
+			link, err := os.Readlink(filepath.Join(f.dir, "current"))
 			if err != nil {
 				t.Error(err)
 				return
 			}
+			dir := filepath.Join(f.dir, link)
 			cert, err1 := os.ReadFile(filepath.Join(dir, certFile))
 			key, err2 := os.ReadFile(filepath.Join(dir, keyFile))
 			if err := errors.Join(err1, err2); err != nil {
@@ -134,6 +135,29 @@ func TestIdentitiesAreReplacedAsAWhole(t *testing.T) {
 		if info, err := os.Stat(f.current(name)); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}
+	}
+}
+
+func TestADataplaneFileIsReadStrictly(t *testing.T) {
+	for name, tt := range map[string]struct{ content, want string }{
+		"a field that is misspelt": {
+			"type: Dataplane\nmesh: default\nname: web\nnetworking:\n  address: 10.0.0.1\n  inbuond: []\n", "networking.inbuond",
+		},
+		"a value of the wrong kind": {
+			"type: Dataplane\nmesh: default\nname: web\nnetworking:\n  inbound:\n  - port: many\n", "networking.inbound[0].port",
+		},
+		"another resource": {"type: ZoneIngress\nname: web\n", "ZoneIngress"},
+		"no name":          {"type: Dataplane\nmesh: default\n", "name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "dp.yaml")
+			if err := os.WriteFile(file, []byte(tt.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := newSelf(Config{DataplaneFile: file}); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want what names %s", err, tt.want)
+			}
+		})
 	}
 }
 

@@ -67,7 +67,7 @@ func (f files) writeBootstrap(s *self) error {
 			"channel_creds":   []object{{"type": "insecure"}},
 			"server_features": []string{"xds_v3"},
 		}},
-		"node": object{"id": s.nodeID(), "metadata": object{proxyless: "true", "dataplane.proxyType": "dataplane"}},
+		"node": object{"id": s.nodeID(), "metadata": s.metadata()},
 		"certificate_providers": object{certificateInstance: object{
 			"plugin_name": "file_watcher",
 			"config": object{

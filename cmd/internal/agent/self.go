@@ -7,9 +7,10 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/version"
 )
 
@@ -30,12 +31,9 @@ func newSelf(cfg Config) (*self, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dataplaneFile: %w", err)
 	}
-	var head struct {
-		Type string `yaml:"type"`
-		Mesh string `yaml:"mesh"`
-		Name string `yaml:"name"`
-	}
-	if err := yaml.Unmarshal(raw, &head); err != nil {
+	d, _ := resource.Lookup(resource.Dataplane)
+	head, err := codec.Decode(d, "application/yaml", raw)
+	if err != nil {
 		return nil, fmt.Errorf("dataplaneFile: %w", err)
 	}
 	switch {
@@ -45,22 +43,30 @@ func newSelf(cfg Config) (*self, error) {
 		return nil, errors.New("dataplaneFile: mesh and name must be set")
 	case strings.Contains(head.Mesh, "."):
 		return nil, errors.New("dataplaneFile: mesh holds a dot")
+	case len(head.Unknown) > 0:
+		// The control plane takes them, for clients newer than itself; the agent is as old as its schema.
+		return nil, fmt.Errorf("dataplaneFile: a Dataplane has no such fields: %s", strings.Join(head.Unknown, ", "))
 	}
 	return &self{mesh: head.Mesh, name: head.Name, resource: string(raw)}, nil
 }
 
 func (s *self) nodeID() string { return s.mesh + "." + s.name }
 
-// node is how the agent introduces itself; the Dataplane comes along.
-func (s *self) node() (*corev3.Node, error) {
+// metadata is what the agent and its program say of themselves alike.
+func (*self) metadata() map[string]any {
 	build := version.Get()
-	meta := map[string]any{
+	return map[string]any{
 		"dataplane.proxyType": "dataplane",
 		proxyless:             "true",
 		"version": map[string]any{
 			"kumaDp": map[string]any{"version": build.Version, "gitTag": build.Version, "gitCommit": build.Commit, "buildDate": build.Date},
 		},
 	}
+}
+
+// node is how the agent introduces itself; the Dataplane comes along.
+func (s *self) node() (*corev3.Node, error) {
+	meta := s.metadata()
 	if s.resource != "" {
 		meta["dataplane.resource"] = s.resource
 	}
