@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
@@ -247,6 +250,9 @@ func (b book) populate(t *testing.T) {
 			}
 		}
 	}
+	b.put(t, map[string]any{"type": "Mesh", "name": "default", "mtls": map[string]any{
+		"enabledBackend": "ca-1", "backends": []any{map[string]any{"name": "ca-1", "type": "builtin"}},
+	}})
 	insights := map[store.Key]*store.Record{}
 	for _, p := range proxies {
 		b.put(t, p.body)
@@ -256,6 +262,16 @@ func (b book) populate(t *testing.T) {
 	}
 	b.seedZone(t, slices.Collect(maps.Values(insights)))
 	eventually(t, "the zone is back", func() string { return statusIs(b.zone, "/meshes/default", http.StatusOK) })
+	// A zone that starts believes no insight that somebody is connected. Who is to be online connects.
+	for _, p := range population(t) {
+		insight := &meshv1.DataplaneInsight{}
+		if err := proto.Unmarshal(p.insight.Spec, insight); err != nil {
+			t.Fatal(err)
+		}
+		if s := insight.GetSubscriptions()[0]; s.GetDisconnectTime() == nil {
+			b.connect(t, p.insight.Key.Mesh, p.insight.Key.Name, s.GetVersion())
+		}
+	}
 }
 
 // answers makes the resources of every answer and compares it with ours.

@@ -3,6 +3,7 @@ package page
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,13 +18,20 @@ import (
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/types/known/structpb"
 
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/storage"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/global"
 	"github.com/meridian-mesh/meridian/zone"
+	"github.com/meridian-mesh/meridian/zone/dpserver"
 )
 
 func TestMain(m *testing.M) {
@@ -79,6 +87,7 @@ type planes struct {
 	global, zone *plane
 	zoneConfig   zone.Config
 	log          *slog.Logger
+	test         *testing.T // what they end with
 }
 
 // newPlanes starts a global and its zone; they end with the test.
@@ -91,6 +100,7 @@ func newPlanes(t *testing.T) *planes {
 	// Idle connections would keep goroutines.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
 	ps := &planes{
+		test:   t,
 		global: &plane{kind: resource.Global, dir: t.TempDir(), port: freePort(t), client: client},
 		zone:   &plane{kind: resource.Zone, dir: t.TempDir(), port: freePort(t), client: client},
 		log:    slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})),
@@ -107,6 +117,8 @@ func newPlanes(t *testing.T) *planes {
 	z.General.DataDir = ps.zone.dir
 	z.API.BindAddress, z.API.HTTPPort, z.API.HTTPSPort = "127.0.0.1", ps.zone.port, -1
 	z.Diagnostics.BindAddress, z.Diagnostics.Port = "127.0.0.1", 0
+	z.DPServer.BindAddress, z.DPServer.Port, z.MADS.Port = "127.0.0.1", freePort(t), -1
+	z.DPServer.Auth.Type = dpserver.AuthNone
 	z.Multizone.Zone.Name = zoneName
 	z.Multizone.Zone.GlobalAddress = fmt.Sprintf("grpcs://127.0.0.1:%d", g.Multizone.Global.KDS.Port)
 	z.Multizone.Zone.KDS.CAFile = filepath.Join(ps.global.dir, "trust", "kds-ca.crt")
@@ -147,6 +159,37 @@ func (ps *planes) seedZone(t *testing.T, records []*store.Record) {
 		t.Fatal(err)
 	}
 	ps.startZone(t)
+}
+
+// connect holds a stream of a proxy open, which makes it online, until the planes end.
+func (ps *planes) connect(t *testing.T, mesh, name string, version *meshv1.Version) {
+	t.Helper()
+	meta := map[string]any{"version": map[string]any{
+		"kumaDp": map[string]any{"version": version.GetKumaDp().GetVersion()},
+		"envoy":  map[string]any{"version": version.GetEnvoy().GetVersion()},
+	}}
+	metadata, err := structpb.NewStruct(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}) //nolint:gosec // whom the test talks to is no question
+	conn, err := grpc.NewClient(fmt.Sprintf("127.0.0.1:%d", ps.zoneConfig.DPServer.Port), grpc.WithTransportCredentials(creds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ps.test.Cleanup(func() { _ = conn.Close() })
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ps.test.Context(), grpc.WaitForReady(true))
+	if err == nil {
+		err = stream.Send(&discoveryv3.DiscoveryRequest{
+			Node: &corev3.Node{Id: mesh + "." + name, Metadata: metadata}, TypeUrl: "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+		})
+	}
+	if err == nil {
+		_, err = stream.Recv() // by then it is registered
+	}
+	if err != nil {
+		t.Fatalf("connect %s: %v", name, err)
+	}
 }
 
 func freePort(t *testing.T) int {

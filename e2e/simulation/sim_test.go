@@ -73,6 +73,7 @@ type network struct {
 	mu       sync.Mutex
 	listener *listener
 	conns    map[*link]string // to the zone that dialled
+	dead     map[string]bool  // zones without a network
 }
 
 // link is one side of a connection.
@@ -124,6 +125,9 @@ func (n *network) serve(l *listener) {
 func (n *network) dial(ctx context.Context, zone string) (net.Conn, error) {
 	n.mu.Lock()
 	listener := n.listener
+	if n.dead[zone] {
+		listener = nil
+	}
 	n.mu.Unlock()
 	if listener == nil {
 		return nil, errors.New("connection refused")
@@ -137,6 +141,19 @@ func (n *network) dial(ctx context.Context, zone string) (net.Conn, error) {
 	n.conns[l] = zone
 	n.mu.Unlock()
 	return l, nil
+}
+
+// sever leaves a zone without a network, or gives it one again.
+func (n *network) sever(zone string, dead bool) {
+	n.mu.Lock()
+	if n.dead == nil {
+		n.dead = make(map[string]bool)
+	}
+	n.dead[zone] = dead
+	n.mu.Unlock()
+	if dead {
+		n.cut(zone)
+	}
 }
 
 // cut closes every connection of a zone; "" means of all zones.
@@ -273,6 +290,7 @@ func newZoneAt(t testing.TB, name string, net *network) *zonePlane {
 
 func (z *zonePlane) start(t testing.TB) {
 	t.Helper()
+	z.net.sever(z.name, false)
 	z.valve = &valve{Backend: z.backend, mangle: z.mangle}
 	st, err := store.Open(context.Background(), z.valve, z.store)
 	if err != nil {
@@ -310,7 +328,7 @@ func (z *zonePlane) start(t testing.TB) {
 // kill ends the plane like a power cut.
 func (z *zonePlane) kill() {
 	z.valve.shut()
-	z.net.cut(z.name)
+	z.net.sever(z.name, true) // or it might still say goodbye
 	z.stop()
 }
 
