@@ -27,8 +27,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+
+	"github.com/meridian-mesh/meridian/common/grpcrecover"
 )
 
 // MaxRequestBytes bounds gRPC messages that are received. Who sends them is not known while they are read, and each stream
@@ -107,12 +107,9 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{o: o, ln: &limited{Listener: ln, limit: int64(o.MaxConnections), open: o.Connections, refused: o.Refused}}
 	s.streams, s.cut = context.WithCancel(context.Background())
-	s.grpc = grpc.NewServer(
+	s.grpc = grpc.NewServer(append(grpcrecover.Options(o.Log),
 		grpc.MaxRecvMsgSize(min(o.MaxMessageBytes, MaxRequestBytes)),
-		grpc.MaxSendMsgSize(o.MaxMessageBytes),
-		grpc.ChainStreamInterceptor(s.recoverStream),
-		grpc.ChainUnaryInterceptor(s.recoverUnary),
-	)
+		grpc.MaxSendMsgSize(o.MaxMessageBytes))...)
 	if o.Register != nil {
 		o.Register(s.grpc)
 	}
@@ -240,27 +237,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	s.o.HTTP.ServeHTTP(w, r)
-}
-
-// recoverStream turns a panic of a handler into a failed stream: no message of a peer may take the process down.
-func (s *Server) recoverStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			s.o.Log.ErrorContext(ss.Context(), "handler panicked", "method", info.FullMethod, "err", fmt.Sprint(r))
-			err = status.Error(codes.Internal, "stream failed")
-		}
-	}()
-	return handler(srv, ss)
-}
-
-func (s *Server) recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			s.o.Log.ErrorContext(ctx, "handler panicked", "method", info.FullMethod, "err", fmt.Sprint(r))
-			err = status.Error(codes.Internal, "call failed")
-		}
-	}()
-	return handler(ctx, req)
 }
 
 // limited closes connections beyond a limit. One that waits to be accepted instead would look, to its client, like a

@@ -30,6 +30,7 @@ import (
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/tokens"
+	"github.com/meridian-mesh/meridian/common/grpcrecover"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/global/zones"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -84,16 +85,14 @@ func New(o Options) *Server {
 	if o.Registerer != nil {
 		o.Registerer.MustRegister(s.refused)
 	}
-	opts := []grpc.ServerOption{
+	opts := append(grpcrecover.Options(o.Log),
 		grpc.MaxRecvMsgSize(o.Config.MaxMessageBytes),
 		grpc.MaxSendMsgSize(o.Config.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(1024), // per connection; a zone opens six
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.Config.Keepalive, Timeout: o.Config.Keepalive}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.Config.Keepalive * 9 / 10, PermitWithoutStream: true}),
-		grpc.ChainStreamInterceptor(s.recoverStream),
-		grpc.ChainUnaryInterceptor(s.recoverUnary),
 		grpc.WaitForHandlers(true),
-	}
+	)
 	if o.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(o.TLS)))
 	}
@@ -369,25 +368,4 @@ func statusOf(err error) error {
 		return st.GRPCStatus().Err()
 	}
 	return status.Error(codes.Internal, "stream failed")
-}
-
-// recoverStream turns a panic of a handler into a failed stream: no message of a peer may take the process down.
-func (s *Server) recoverStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			s.o.Log.ErrorContext(ss.Context(), "handler panicked", "method", info.FullMethod, "err", fmt.Sprint(r))
-			err = status.Error(codes.Internal, "stream failed")
-		}
-	}()
-	return handler(srv, ss)
-}
-
-func (s *Server) recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			s.o.Log.ErrorContext(ctx, "handler panicked", "method", info.FullMethod, "err", fmt.Sprint(r))
-			err = status.Error(codes.Internal, "call failed")
-		}
-	}()
-	return handler(ctx, req)
 }
