@@ -11,7 +11,6 @@ package policy
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -120,7 +119,7 @@ type (
 
 // decode makes a policy of a record.
 func decode(d *resource.Descriptor, rec *store.Record) (*Policy, error) {
-	p := &Policy{Type: d.Name, Mesh: rec.Key.Mesh, Name: rec.Key.Name, Created: rec.Created, display: displayName(rec)}
+	p := &Policy{Type: d.Name, Mesh: rec.Key.Mesh, Name: rec.Key.Name, Created: rec.Created, display: resource.DisplayName(rec)}
 	if d.IsJSON() {
 		ref, err := decodeRef(rec.Spec)
 		if err != nil {
@@ -161,20 +160,4 @@ func (p *Policy) compile() {
 			p.targets = []selector{{}}
 		}
 	}
-}
-
-// displayNameLabel is where a peer puts the name that a resource has for its owner when the name on the wire is another.
-const displayNameLabel = "kuma.io/display-name"
-
-// displayName is the name a record has for its owner.
-func displayName(rec *store.Record) string {
-	if name := rec.Labels[displayNameLabel]; name != "" {
-		return name
-	}
-	if rec.Origin != "" {
-		if name, ok := strings.CutPrefix(rec.Key.Name, rec.Origin+"."); ok {
-			return name
-		}
-	}
-	return rec.Key.Name
 }

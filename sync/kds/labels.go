@@ -14,7 +14,7 @@ import (
 const (
 	labelOrigin      = "kuma.io/origin"
 	labelZone        = "kuma.io/zone"
-	labelDisplayName = "kuma.io/display-name"
+	labelDisplayName = resource.DisplayNameLabel
 	labelSync        = "kuma.io/kds-sync"
 	labelNamespace   = "k8s.kuma.io/namespace"
 
@@ -25,19 +25,6 @@ const (
 	originGlobal = "global"
 	originZone   = "zone"
 )
-
-// displayName is the name a record has for its owner.
-func displayName(rec *store.Record) string {
-	if name := rec.Labels[labelDisplayName]; name != "" {
-		return name
-	}
-	if rec.Origin != "" {
-		if name, ok := strings.CutPrefix(rec.Key.Name, rec.Origin+"."); ok {
-			return name
-		}
-	}
-	return rec.Key.Name
-}
 
 // outLabels are the labels of rec as they go out in direction dir; zone is the sending zone's name on the way up.
 func outLabels(dir Direction, zone string, rec *store.Record) map[string]string {

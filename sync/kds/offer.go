@@ -91,7 +91,7 @@ func encodeRecord(d *resource.Descriptor, rec *store.Record, style wireStyle) *w
 	labels := outLabels(style.dir, style.zone, rec)
 	name := rec.Key.Name
 	if style.hashed && !d.PlainOnWire {
-		display := displayName(rec)
+		display := resource.DisplayName(rec)
 		name = resource.HashedName(rec.Key.Mesh, display, labels)
 		labels[labelDisplayName] = display
 	}
