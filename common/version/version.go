@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"strings"
 )
 
 const (
@@ -19,6 +21,18 @@ const (
 	// NewestProxy is the newest one.
 	NewestProxy = "2.13.99"
 )
+
+// MajorMinor reads the first two numbers of a version such as 2.0.8 or v2.13.0-preview.1; ok is false where there are none.
+func MajorMinor(v string) (major, minor int, ok bool) {
+	first, rest, _ := strings.Cut(strings.TrimPrefix(v, "v"), ".")
+	second, _, _ := strings.Cut(rest, ".")
+	major, err := strconv.Atoi(first)
+	if err != nil {
+		return 0, 0, false
+	}
+	minor, err = strconv.Atoi(second)
+	return major, minor, err == nil
+}
 
 // Set by the linker, empty otherwise:
 // go build -ldflags "-X github.com/meridian-mesh/meridian/common/version.version=v1.2.3".

@@ -59,3 +59,16 @@ func TestGetLeavesNothingEmpty(t *testing.T) {
 		t.Errorf("%q does not say which API and KDS it serves", s)
 	}
 }
+
+func TestMajorMinor(t *testing.T) {
+	for v, want := range map[string][2]int{"2.0.8": {2, 0}, "v2.13.0-preview.1": {2, 13}, "1.0.0-rc2-119-g50e35395": {1, 0}} {
+		if major, minor, ok := MajorMinor(v); !ok || [2]int{major, minor} != want {
+			t.Errorf("%s: %d %d %t, want %v", v, major, minor, ok, want)
+		}
+	}
+	for _, v := range []string{"", "2", "dev", "2.x", "x.2"} {
+		if _, _, ok := MajorMinor(v); ok {
+			t.Errorf("%q was read as a version", v)
+		}
+	}
+}

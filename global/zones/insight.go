@@ -3,8 +3,6 @@ package zones
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -286,26 +284,10 @@ func putInsight(head *store.Snapshot, name string, insight *systemv1.ZoneInsight
 // compatible reports whether a zone of version theirs may work with a global of version ours: the same major and
 // minors at most two apart. What cannot be parsed is given the benefit of the doubt (insights.md §2).
 func compatible(ours, theirs string) bool {
-	a, okA := majorMinor(ours)
-	b, okB := majorMinor(theirs)
-	if !okA || !okB {
+	major, minor, ok := version.MajorMinor(ours)
+	theirMajor, theirMinor, known := version.MajorMinor(theirs)
+	if !ok || !known {
 		return true
 	}
-	return a[0] == b[0] && max(a[1], b[1])-min(a[1], b[1]) <= 2
-}
-
-func majorMinor(v string) ([2]int, bool) {
-	part := strings.SplitN(strings.TrimPrefix(v, "v"), ".", 3)
-	if len(part) < 2 {
-		return [2]int{}, false
-	}
-	major, err := strconv.Atoi(part[0])
-	if err != nil {
-		return [2]int{}, false
-	}
-	minor, err := strconv.Atoi(part[1])
-	if err != nil {
-		return [2]int{}, false
-	}
-	return [2]int{major, minor}, true
+	return major == theirMajor && max(minor, theirMinor)-min(minor, theirMinor) <= 2
 }

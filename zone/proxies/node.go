@@ -260,25 +260,14 @@ func compatible(kumaDP string) bool {
 	if strings.Contains(kumaDP, "preview") {
 		return true
 	}
-	major, minor, ok := majorMinor(kumaDP)
+	major, minor, ok := version.MajorMinor(kumaDP)
 	if !ok {
 		return true
 	}
-	oldestMajor, oldestMinor, _ := majorMinor(version.OldestProxy)
-	newestMajor, newestMinor, _ := majorMinor(version.NewestProxy)
+	oldestMajor, oldestMinor, _ := version.MajorMinor(version.OldestProxy)
+	newestMajor, newestMinor, _ := version.MajorMinor(version.NewestProxy)
 	return major >= oldestMajor && major <= newestMajor &&
 		(major > oldestMajor || minor >= oldestMinor-minorsApart) && (major < newestMajor || minor <= newestMinor+minorsApart)
-}
-
-func majorMinor(v string) (major, minor int, ok bool) {
-	first, rest, _ := strings.Cut(strings.TrimPrefix(v, "v"), ".")
-	second, _, _ := strings.Cut(rest, ".")
-	major, err := strconv.Atoi(first)
-	if err != nil {
-		return 0, 0, false
-	}
-	minor, err = strconv.Atoi(second)
-	return major, minor, err == nil
 }
 
 // clip bounds a text that a proxy chose, and makes it valid UTF-8: what is stored must be.
