@@ -77,6 +77,24 @@ func Spec(d *resource.Descriptor, rec *store.Record) (proto.Message, error) {
 	return m, nil
 }
 
+// SpecOf decodes the specification of a record, which must be an M.
+func SpecOf[M proto.Message](rec *store.Record) (M, error) {
+	var none M
+	d, ok := resource.Lookup(resource.Type(rec.Key.Type))
+	if !ok {
+		return none, fmt.Errorf("decode specification of %s: the type is not in the registry", rec.Key)
+	}
+	spec, err := Spec(d, rec)
+	if err != nil {
+		return none, err
+	}
+	m, ok := spec.(M)
+	if !ok {
+		return none, fmt.Errorf("decode specification of %s: it is a %T", rec.Key, spec)
+	}
+	return m, nil
+}
+
 // ValidateSpec reports whether spec, which came from a peer, can be stored as it is: it must decode as the type's
 // message, or be a JSON object. What a newer peer added and our schema does not know is no error; it stays in spec.
 func ValidateSpec(d *resource.Descriptor, spec []byte) error {

@@ -318,11 +318,11 @@ func (h *Handler) dataplane(p *Proxy, req *request, sidecar *sidecarConfiguratio
 	if !ok {
 		return violated(codec.Violation{Field: "mesh", Message: fmt.Sprintf("mesh %q does not exist", clip(p.Mesh))})
 	}
-	dp, err := specOf[*meshv1.Dataplane](rec)
+	dp, err := codec.SpecOf[*meshv1.Dataplane](rec)
 	if err != nil {
 		return err
 	}
-	mesh, err := specOf[*meshv1.Mesh](meshRec)
+	mesh, err := codec.SpecOf[*meshv1.Mesh](meshRec)
 	if err != nil {
 		return err
 	}
@@ -365,14 +365,14 @@ func (h *Handler) zoneProxy(p *Proxy) error {
 		return err
 	}
 	if p.Type == typeEgress {
-		egress, err := specOf[*meshv1.ZoneEgress](rec)
+		egress, err := codec.SpecOf[*meshv1.ZoneEgress](rec)
 		if err != nil {
 			return err
 		}
 		setAdminPort(p, egress.GetNetworking().GetAdmin())
 		return nil
 	}
-	ingress, err := specOf[*meshv1.ZoneIngress](rec)
+	ingress, err := codec.SpecOf[*meshv1.ZoneIngress](rec)
 	if err != nil {
 		return err
 	}
@@ -481,24 +481,6 @@ func agree(p *Proxy, doc *codec.Document) error {
 		return violated(codec.Violation{Field: "mesh", Message: "differs from the mesh in the request"})
 	}
 	return nil
-}
-
-// specOf decodes what is stored, or was checked.
-func specOf[M any](rec *store.Record) (M, error) {
-	var none M
-	d, ok := resource.Lookup(resource.Type(rec.Key.Type))
-	if !ok {
-		return none, fmt.Errorf("type %s is not in the registry", rec.Key.Type)
-	}
-	spec, err := codec.Spec(d, rec)
-	if err != nil {
-		return none, err //nolint:wrapcheck // it names the record
-	}
-	m, ok := spec.(M)
-	if !ok {
-		return none, fmt.Errorf("specification of %s is a %T", rec.Key, spec)
-	}
-	return m, nil
 }
 
 // maxQuoted bounds how much of a value is repeated in an answer or in the log.

@@ -3,7 +3,6 @@ package mads
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -19,12 +18,13 @@ import (
 	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	madsv1 "github.com/meridian-mesh/meridian/api/kuma/observability/v1"
+	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
 // meshGateway is the type of policy that names gateways.
-const meshGateway resource.Type = "MeshGateway"
+const meshGateway = policy.MeshGateway
 
 // inputs are the types that assignments are made from.
 func inputs() [3]resource.Type {
@@ -98,7 +98,7 @@ func (c *cache) rebuildLocked(snap *store.Snapshot) *Assignments {
 		meshes[name] = in
 		same := c.meshes[name].same(in)
 		var mesh *meshv1.Mesh
-		var gateways []gateway
+		var gateways *policy.Set
 		for dp := range snap.List(string(resource.Dataplane), name) {
 			e, ok := c.proxy[dp.Key]
 			if !ok || !same || e.rec != dp {
@@ -119,27 +119,22 @@ func (c *cache) rebuildLocked(snap *store.Snapshot) *Assignments {
 	return out
 }
 
-func (c *cache) decodeMesh(in meshInput) (*meshv1.Mesh, []gateway) {
-	mesh, err := specOf[*meshv1.Mesh](in.rec)
+func (c *cache) decodeMesh(in meshInput) (*meshv1.Mesh, *policy.Set) {
+	mesh, err := codec.SpecOf[*meshv1.Mesh](in.rec)
 	if err != nil {
 		c.log.Warn("mesh cannot be read: its proxies are not told to monitoring systems", "err", err)
-		return &meshv1.Mesh{}, nil
+		return &meshv1.Mesh{}, nil // of which no proxy is told
 	}
-	gateways := make([]gateway, 0, len(in.gateways))
-	for _, rec := range in.gateways {
-		g, err := specOf[*meshv1.MeshGateway](rec)
-		if err != nil {
-			c.log.Warn("gateway cannot be read", "err", err)
-			continue
-		}
-		gateways = append(gateways, gateway{name: rec.Key.Name, rec: rec, spec: g})
+	gateways, errs := policy.NewSet(in.rec.Key.Name, slices.Values(in.gateways))
+	for _, err := range errs {
+		c.log.Warn("gateway cannot be read", "err", err)
 	}
 	return mesh, gateways
 }
 
-func (c *cache) assign(mesh *meshv1.Mesh, gateways []gateway, rec *store.Record) entry {
+func (c *cache) assign(mesh *meshv1.Mesh, gateways *policy.Set, rec *store.Record) entry {
 	e := entry{rec: rec}
-	dp, err := specOf[*meshv1.Dataplane](rec)
+	dp, err := codec.SpecOf[*meshv1.Dataplane](rec)
 	if err != nil {
 		c.log.Warn("dataplane cannot be read", "err", err)
 		return e
@@ -162,7 +157,7 @@ func (c *cache) assign(mesh *meshv1.Mesh, gateways []gateway, rec *store.Record)
 }
 
 // assignment says what there is to scrape of a proxy; nil: nothing.
-func assignment(mesh *meshv1.Mesh, gateways []gateway, key store.Key, dp *meshv1.Dataplane) (*madsv1.MonitoringAssignment, error) {
+func assignment(mesh *meshv1.Mesh, gateways *policy.Set, key store.Key, dp *meshv1.Dataplane) (*madsv1.MonitoringAssignment, error) {
 	prom, err := dataplane.Prometheus(mesh, dp)
 	if err != nil || prom == nil {
 		return nil, err //nolint:wrapcheck // it says whose configuration it is
@@ -184,7 +179,7 @@ const gatewayLabel = "kuma_io_mesh_gateway"
 
 // labels are the tags of a proxy in the form that labels must have: each under its name with its first value, and under
 // the plural with all, e.g. version="1" and versions=",1,2,".
-func labels(dp *meshv1.Dataplane, gateways []gateway) map[string]string {
+func labels(dp *meshv1.Dataplane, gateways *policy.Set) map[string]string {
 	out := make(map[string]string)
 	tags := dataplane.Tags(dp)
 	for _, key := range slices.Sorted(maps.Keys(tags)) { // of two that become one label, the later one stays
@@ -193,8 +188,8 @@ func labels(dp *meshv1.Dataplane, gateways []gateway) map[string]string {
 		out[label(key+"s")] = "," + strings.Join(values, ",") + ","
 	}
 	if g := dp.GetNetworking().GetGateway(); g != nil && g.GetType() == meshv1.Dataplane_Networking_Gateway_BUILTIN {
-		if name := gatewayOf(gateways, g.GetTags()); name != "" {
-			out[gatewayLabel] = name
+		if p := gateways.Match(dp, policy.Options{}).Gateway; p != nil {
+			out[gatewayLabel] = p.Name
 		}
 	}
 	return out
@@ -208,64 +203,4 @@ func label(key string) string {
 		}
 		return '_'
 	}, key)
-}
-
-type gateway struct {
-	name string
-	rec  *store.Record
-	spec *meshv1.MeshGateway
-}
-
-// gatewayOf is the name of the gateway that selects tags best: with most tags, then with most exact values, then the one
-// that was made last, then by name.
-func gatewayOf(gateways []gateway, tags map[string]string) string {
-	var best gateway
-	rank := [2]int{-1, -1}
-	for _, g := range gateways {
-		selectors := g.spec.GetSelectors()
-		if len(selectors) == 0 {
-			selectors = []*meshv1.Selector{{}}
-		}
-		for _, s := range selectors {
-			r, ok := rankOf(s.GetMatch(), tags)
-			order := slices.Compare(r[:], rank[:])
-			if !ok || order < 0 || order == 0 && !g.rec.Created.After(best.rec.Created) {
-				continue
-			}
-			best, rank = g, r
-		}
-	}
-	return best.name
-}
-
-// rankOf is how many tags a selector has, and how many of them with a value of their own.
-func rankOf(match, tags map[string]string) (rank [2]int, ok bool) {
-	for k, want := range match {
-		have, ok := tags[k]
-		switch {
-		case !ok || want != "*" && want != have:
-			return rank, false
-		case want != "*":
-			rank[1]++
-		}
-		rank[0]++
-	}
-	return rank, true
-}
-
-func specOf[M any](rec *store.Record) (M, error) {
-	var none M
-	d, ok := resource.Lookup(resource.Type(rec.Key.Type))
-	if !ok {
-		return none, fmt.Errorf("type %s is not in the registry", rec.Key.Type)
-	}
-	spec, err := codec.Spec(d, rec)
-	if err != nil {
-		return none, err //nolint:wrapcheck // it names the record
-	}
-	m, ok := spec.(M)
-	if !ok {
-		return none, fmt.Errorf("specification of %s is a %T", rec.Key, spec)
-	}
-	return m, nil
 }
