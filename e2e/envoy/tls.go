@@ -15,6 +15,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 )
 
 // secretLookup finds a secret by name, nil when there is none.
@@ -22,19 +23,9 @@ type secretLookup func(name string) *tlsv3.Secret
 
 // upstreamTLS is the configuration of a client's transport socket, nil for a plain one.
 func upstreamTLS(socket *corev3.TransportSocket, secret secretLookup) (*tls.Config, error) {
-	if socket == nil {
-		return nil, nil
-	}
-	m, err := socket.GetTypedConfig().UnmarshalNew()
-	if err != nil {
+	ctx := &tlsv3.UpstreamTlsContext{}
+	if ok, err := readTLS(socket, ctx); !ok {
 		return nil, err
-	}
-	ctx, ok := m.(*tlsv3.UpstreamTlsContext)
-	if !ok {
-		if isRaw(socket) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("%w: transport socket %s", ErrUnsupported, socket.GetTypedConfig().GetTypeUrl())
 	}
 	config, verify, err := commonTLS(ctx.GetCommonTlsContext(), secret)
 	if err != nil {
@@ -51,19 +42,9 @@ func upstreamTLS(socket *corev3.TransportSocket, secret secretLookup) (*tls.Conf
 
 // downstreamTLS is the configuration of a server's transport socket, nil for a plain one.
 func downstreamTLS(socket *corev3.TransportSocket, secret secretLookup) (*tls.Config, error) {
-	if socket == nil {
-		return nil, nil
-	}
-	m, err := socket.GetTypedConfig().UnmarshalNew()
-	if err != nil {
+	ctx := &tlsv3.DownstreamTlsContext{}
+	if ok, err := readTLS(socket, ctx); !ok {
 		return nil, err
-	}
-	ctx, ok := m.(*tlsv3.DownstreamTlsContext)
-	if !ok {
-		if isRaw(socket) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("%w: transport socket %s", ErrUnsupported, socket.GetTypedConfig().GetTypeUrl())
 	}
 	config, verify, err := commonTLS(ctx.GetCommonTlsContext(), secret)
 	if err != nil {
@@ -96,6 +77,19 @@ func downstreamTLS(socket *corev3.TransportSocket, secret secretLookup) (*tls.Co
 		}
 	}
 	return config, nil
+}
+
+// readTLS reads the configuration of a transport socket; ok is false for a plain one.
+func readTLS(socket *corev3.TransportSocket, into proto.Message) (ok bool, err error) {
+	switch config := socket.GetTypedConfig(); {
+	case socket == nil || isRaw(socket):
+		return false, nil
+	case !config.MessageIs(into):
+		return false, fmt.Errorf("%w: transport socket %s", ErrUnsupported, config.GetTypeUrl())
+	default:
+		err := config.UnmarshalTo(into)
+		return err == nil, err
+	}
 }
 
 func isRaw(socket *corev3.TransportSocket) bool {
