@@ -172,71 +172,81 @@ func (g *generator) replace(r *resource, m interface {
 	return nil
 }
 
-func (g *generator) modifyClusters(m *meshv1.ProxyTemplate_Modifications_Cluster) error {
-	value := &clusterv3.Cluster{}
-	if m.GetOperation() != opRemove {
-		if err := fromYAML(m.GetValue(), value); err != nil {
+// whole is a resource that modifications add, remove and patch as a whole.
+type whole interface {
+	proto.Message
+	GetName() string
+	ValidateAll() error
+}
+
+// valueOf is the value of a modification; a removal has none.
+func valueOf[M proto.Message](operation, text string, into M) (M, error) {
+	if operation == opRemove {
+		return into, nil
+	}
+	return into, fromYAML(text, into)
+}
+
+// modifyWhole does an operation to the resources of a kind that are selected. check may refuse what comes out; before is nil
+// for what is added.
+func modifyWhole[M whole](g *generator, kind xds.Kind, operation string, value M, selected []*resource, check func(before, after M) error) error {
+	if operation == opAdd {
+		if value.GetName() == "" {
+			return errors.New("it has no name")
+		}
+		var none M
+		if err := check(none, value); err != nil {
 			return err
 		}
+		return g.replace(&resource{origin: originTemplate, kind: kind, name: value.GetName()}, value)
 	}
-	if m.GetOperation() == opAdd {
-		if err := noEDS(value); err != nil {
-			return err
-		}
-		return g.replace(&resource{origin: originTemplate, kind: xds.Cluster, name: value.GetName()}, value)
-	}
-	found := g.selected(xds.Cluster, m.GetMatch().GetOrigin(), m.GetMatch().GetName())
-	if len(found) == 0 {
+	if len(selected) == 0 {
 		return errNoMatch
 	}
-	for _, r := range found {
-		switch m.GetOperation() {
+	for _, r := range selected {
+		switch operation {
 		case opRemove:
 			delete(g.made, resourceKey{r.kind, r.name})
 		case opPatch:
-			c := proto.CloneOf(r.message.(*clusterv3.Cluster)) //nolint:forcetypeassert // of its kind
-			patch(c, value)
-			c.Name = r.name
-			if err := g.replace(r, c); err != nil {
+			before := r.message.(M) //nolint:forcetypeassert // of its kind
+			after := proto.CloneOf(before)
+			patch(after, value)
+			name := after.ProtoReflect().Descriptor().Fields().ByName("name")
+			after.ProtoReflect().Set(name, protoreflect.ValueOfString(r.name)) // others refer to it by that
+			if err := check(before, after); err != nil {
+				return err
+			}
+			if err := g.replace(r, after); err != nil {
 				return err
 			}
 		default:
-			return unknownOperation(m.GetOperation())
+			return unknownOperation(operation)
 		}
 	}
 	return nil
 }
 
-func (g *generator) modifyListeners(m *meshv1.ProxyTemplate_Modifications_Listener) error {
-	value := &listenerv3.Listener{}
-	if m.GetOperation() != opRemove {
-		if err := fromYAML(m.GetValue(), value); err != nil {
-			return err
-		}
+func (g *generator) modifyClusters(m *meshv1.ProxyTemplate_Modifications_Cluster) error {
+	value, err := valueOf(m.GetOperation(), m.GetValue(), &clusterv3.Cluster{})
+	if err != nil {
+		return err
 	}
-	if m.GetOperation() == opAdd {
-		return g.replace(&resource{origin: originTemplate, kind: xds.Listener, name: value.GetName()}, value)
+	found := g.selected(xds.Cluster, m.GetMatch().GetOrigin(), m.GetMatch().GetName())
+	return modifyWhole(g, xds.Cluster, m.GetOperation(), value, found, func(before, after *clusterv3.Cluster) error {
+		if before.GetType() == clusterv3.Cluster_EDS {
+			return nil
+		}
+		return noEDS(after)
+	})
+}
+
+func (g *generator) modifyListeners(m *meshv1.ProxyTemplate_Modifications_Listener) error {
+	value, err := valueOf(m.GetOperation(), m.GetValue(), &listenerv3.Listener{})
+	if err != nil {
+		return err
 	}
 	found := g.selectedListeners(m.GetMatch().GetOrigin(), m.GetMatch().GetName(), m.GetMatch().GetTags())
-	if len(found) == 0 {
-		return errNoMatch
-	}
-	for _, r := range found {
-		switch m.GetOperation() {
-		case opRemove:
-			delete(g.made, resourceKey{r.kind, r.name})
-		case opPatch:
-			l := proto.CloneOf(r.message.(*listenerv3.Listener)) //nolint:forcetypeassert // of its kind
-			patch(l, value)
-			l.Name = r.name
-			if err := g.replace(r, l); err != nil {
-				return err
-			}
-		default:
-			return unknownOperation(m.GetOperation())
-		}
-	}
-	return nil
+	return modifyWhole(g, xds.Listener, m.GetOperation(), value, found, func(_, _ *listenerv3.Listener) error { return nil })
 }
 
 func (g *generator) selectedListeners(from, name string, tags map[string]string) []*resource {
@@ -279,11 +289,9 @@ func (g *generator) eachChain(listeners []*resource, edit func(*listenerv3.Filte
 }
 
 func (g *generator) modifyNetworkFilters(m *meshv1.ProxyTemplate_Modifications_NetworkFilter) error {
-	value := &listenerv3.Filter{}
-	if m.GetOperation() != opRemove {
-		if err := fromYAML(m.GetValue(), value); err != nil {
-			return err
-		}
+	value, err := valueOf(m.GetOperation(), m.GetValue(), &listenerv3.Filter{})
+	if err != nil {
+		return err
 	}
 	match := m.GetMatch()
 	found := g.selectedListeners(match.GetOrigin(), match.GetListenerName(), match.GetListenerTags())
@@ -332,11 +340,9 @@ func (g *generator) eachHTTP(listeners []*resource, edit func(*hcmv3.HttpConnect
 }
 
 func (g *generator) modifyHTTPFilters(m *meshv1.ProxyTemplate_Modifications_HttpFilter) error {
-	value := &hcmv3.HttpFilter{}
-	if m.GetOperation() != opRemove {
-		if err := fromYAML(m.GetValue(), value); err != nil {
-			return err
-		}
+	value, err := valueOf(m.GetOperation(), m.GetValue(), &hcmv3.HttpFilter{})
+	if err != nil {
+		return err
 	}
 	match := m.GetMatch()
 	found := g.selectedListeners(match.GetOrigin(), match.GetListenerName(), match.GetListenerTags())
@@ -354,11 +360,9 @@ func (g *generator) modifyHTTPFilters(m *meshv1.ProxyTemplate_Modifications_Http
 }
 
 func (g *generator) modifyVirtualHosts(m *meshv1.ProxyTemplate_Modifications_VirtualHost) error {
-	value := &routev3.VirtualHost{}
-	if m.GetOperation() != opRemove {
-		if err := fromYAML(m.GetValue(), value); err != nil {
-			return err
-		}
+	value, err := valueOf(m.GetOperation(), m.GetValue(), &routev3.VirtualHost{})
+	if err != nil {
+		return err
 	}
 	match := m.GetMatch()
 	return g.eachHTTP(g.selectedListeners(match.GetOrigin(), "", nil), func(hcm *hcmv3.HttpConnectionManager) (bool, error) {
