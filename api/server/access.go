@@ -180,14 +180,14 @@ func (s *Server) allowWrite(u user) error {
 
 // allowView checks that u may see what proxies show: certificates and addresses among it, so it is for administrators
 // unless configured otherwise.
-func (s *Server) allowView(u user, view proxyView) error {
+func (s *Server) allowView(u user, view ProxyView) error {
 	grant := s.access.ViewConfigDump
 	switch view {
-	case viewStats:
+	case ViewStats:
 		grant = s.access.ViewStats
-	case viewClusters:
+	case ViewClusters:
 		grant = s.access.ViewClusters
-	case viewConfigDump:
+	case ViewConfigDump:
 	}
 	if grant.allows(u) {
 		return nil

@@ -17,6 +17,7 @@
 //	read.go       GET of one resource and of lists, with paging
 //	overview.go   a resource joined with its insight
 //	inspect.go    what is attached to proxies, and what proxies say
+//	proxies.go    who looks into proxies: what each plane brings for it
 //	services.go   ServiceInsight, stored per mesh and shown per service
 //	write.go      PUT and DELETE
 //	plan.go       what a write does to a state, without doing it

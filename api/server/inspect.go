@@ -55,7 +55,7 @@ func (s *Server) inspectRoutes(t table) {
 		{resource.ZoneEgress, "/zoneegresses/{name}", "Could not get zone egress resource"},
 	} {
 		d, _ := resource.Lookup(p.typ)
-		for _, view := range [...]proxyView{viewConfigDump, viewStats, viewClusters} {
+		for _, view := range [...]ProxyView{ViewConfigDump, ViewStats, ViewClusters} {
 			t.get(p.path+"/"+string(view), endpoint{s, d}.askProxy(view, p.missing), openapi.AskProxy(d, string(view)))
 		}
 	}
@@ -143,17 +143,8 @@ func (e endpoint) inspectGateway(w http.ResponseWriter, r *http.Request) error {
 	return e.sendValue(w, r, attached{Items: []struct{}{}})
 }
 
-// proxyView is something that a proxy's own administration interface shows; the last segment of its path here.
-type proxyView string
-
-const (
-	viewConfigDump proxyView = "xds"
-	viewStats      proxyView = "stats"
-	viewClusters   proxyView = "clusters"
-)
-
 // askProxy serves a view of a proxy of the endpoint's type. missing is the title when there is no such proxy.
-func (e endpoint) askProxy(view proxyView, missing string) handlerFunc {
+func (e endpoint) askProxy(view ProxyView, missing string) handlerFunc {
 	return func(_ http.ResponseWriter, r *http.Request) error {
 		if err := e.allowView(userOf(r), view); err != nil {
 			return err

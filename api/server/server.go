@@ -63,6 +63,8 @@ type Options struct {
 	Zones ZoneSessions
 	// Replication is nil where there are no zones to wait for.
 	Replication Replication
+	// Proxies looks into proxies; nil: none can be looked into.
+	Proxies Proxies
 	// EndZoneSession, where set, is called before a zone that is online is deleted (possible with UnsafeDelete only),
 	// so that the session cannot write after the deletion. Its error ends the request.
 	EndZoneSession func(ctx context.Context, zone string) error
