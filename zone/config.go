@@ -18,7 +18,7 @@ import (
 	"github.com/meridian-mesh/meridian/zone/mads"
 	"github.com/meridian-mesh/meridian/zone/mtls"
 	"github.com/meridian-mesh/meridian/zone/proxies"
-	"github.com/meridian-mesh/meridian/zone/vips"
+	"github.com/meridian-mesh/meridian/api/vips"
 )
 
 // Config is everything that can be set on a zone control plane. Its keys are those of the file and of GET /config;

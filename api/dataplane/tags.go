@@ -26,6 +26,30 @@ func Tags(dp *meshv1.Dataplane) map[string][]string {
 	return all
 }
 
+// Tags of a service, and how the oldest resources spell them.
+const (
+	protocolTag    = "kuma.io/protocol"
+	oldProtocolTag = "protocol"
+)
+
+// SpelledNow returns the tags with the old spelling of the tags of a service replaced by today's. The map is shared with the
+// argument where nothing is to be replaced.
+func SpelledNow(tags map[string]string) map[string]string {
+	out := tags
+	for old, now := range map[string]string{oldServiceTag: ServiceTag, oldProtocolTag: protocolTag} {
+		v, has := tags[old]
+		if !has || tags[now] != "" {
+			continue
+		}
+		if len(out) == len(tags) {
+			out = maps.Clone(out)
+		}
+		delete(out, old)
+		out[now] = v
+	}
+	return out
+}
+
 // unknownService is what a proxy that names no service is called.
 const unknownService = "unknown"
 

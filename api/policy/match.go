@@ -123,8 +123,9 @@ func (s *Set) Match(dp *meshv1.Dataplane, o Options) *Matched {
 	return m
 }
 
-// Service returns the policies of the proxy's traffic to a service: one that a route of an outbound leads to (see
-// RouteServices), or for TrafficLog the outbound's own, or PassThrough.
+// Service returns the policies of the proxy's traffic to a service. HealthCheck and CircuitBreaker are for a service that a route
+// of an outbound leads to (see RouteServices); Retry and TrafficLog for the service of the outbound itself, and TrafficLog for
+// PassThrough.
 func (m *Matched) Service(name string) Service {
 	return Service{
 		HealthCheck:    m.client.To(HealthCheck, name),
@@ -139,37 +140,6 @@ func (m *Matched) Service(name string) Service {
 func (m *Matched) MayReach(tags map[string]string) bool {
 	p := m.client.set.PermissionFor(tags)
 	return p != nil && m.client.isSource(p)
-}
-
-// RouteServices returns the services that a route leads to from the outbound with the given service: those of its
-// default destinations and those of its rules for requests alike. Sorted, each once.
-func RouteServices(route *Policy, outbound string) []string {
-	if route == nil {
-		return nil
-	}
-	conf := route.Spec.(*meshv1.TrafficRoute).GetConf()
-	var services []string
-	add := func(destination map[string]string, split []*meshv1.TrafficRoute_Split) {
-		destinations := []map[string]string{destination}
-		for _, part := range split {
-			destinations = append(destinations, part.GetDestination())
-		}
-		for _, tags := range destinations {
-			switch service := dataplane.Service(tags); service {
-			case "":
-			case anyValue:
-				services = append(services, outbound)
-			default:
-				services = append(services, service)
-			}
-		}
-	}
-	add(conf.GetDestination(), conf.GetSplit())
-	for _, rule := range conf.GetHttp() {
-		add(rule.GetDestination(), rule.GetSplit())
-	}
-	slices.Sort(services)
-	return slices.Compact(services)
 }
 
 // view is a proxy as selectors see it. All tags are normalized.

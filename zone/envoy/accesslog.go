@@ -64,7 +64,7 @@ func (g *generator) inboundLogs(in inbound, policies inboundPolicies, http bool)
 		return nil
 	}
 	if policies.logs.Err != nil {
-		g.warn("MeshAccessLog for inbound %s: %v", hostPort(in.address, in.port), policies.logs.Err)
+		g.warn("MeshAccessLog for inbound %s: %v", hostPort(in.Address, in.Port), policies.logs.Err)
 	}
 	l := logged{direction: "INBOUND", source: unknownLogName, destination: in.service, http: http}
 	return g.ruleLogs(policies.logs.Rules.Compute(nil), l)

@@ -153,39 +153,15 @@ func newGenerator(mesh *topology.Mesh, p *Proxy, list func(*generator) []*outbou
 	return g
 }
 
-// listOutbounds are those that the proxy has: of redirected traffic they follow from the virtual addresses.
+// listOutbounds are those that the proxy has.
 func (g *generator) listOutbounds() []*outbound {
-	var out []*outbound
-	taken := make(map[string]bool)
-	add := func(address string, port uint32, tags map[string]string) {
-		name := outboundListenerName(address, port)
-		if taken[name] {
-			g.warn("outbound %s is there twice: the first is used", hostPort(address, port))
-			return
-		}
-		taken[name] = true
-		tags = spelledNow(tags)
-		out = append(out, &outbound{address: address, port: port, tags: tags, service: tags[serviceTag]})
+	all, twice := dataplane.Outbounds(g.dp, g.mesh.VIPs)
+	for _, o := range twice {
+		g.warn("outbound %s is there twice: the first is used", hostPort(o.Address, o.Port))
 	}
-	virtual := make(map[string]bool)
-	if g.transparent() {
-		for _, v := range g.mesh.VIPs {
-			virtual[v.Address] = true
-			for _, o := range v.Outbounds {
-				if g.reachable(o.Tags) && !g.isOwnInbound(v.Address, o.Port) {
-					add(v.Address, o.Port, o.Tags)
-				}
-			}
-		}
-	}
-	for _, o := range g.dp.GetNetworking().GetOutbound() {
-		address := o.GetAddress()
-		if address == "" {
-			address = "127.0.0.1"
-		}
-		if !virtual[address] {
-			add(address, o.GetPort(), dataplane.OutboundTags(o))
-		}
+	out := make([]*outbound, len(all))
+	for i, o := range all {
+		out[i] = &outbound{address: o.Address, port: o.Port, tags: o.Tags, service: o.Tags[serviceTag]}
 	}
 	return out
 }

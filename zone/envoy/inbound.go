@@ -10,6 +10,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
@@ -20,49 +21,29 @@ const (
 	inboundStreamIdleSeconds = 3600
 )
 
-// serviceless is the port of an inbound that stands for a workload which serves nothing.
-const serviceless = 49151
-
-// inbound is an inbound with its addresses worked out.
+// inbound is an inbound and what follows from its tags.
 type inbound struct {
-	address         string
-	port            uint32
-	workloadAddress string
-	workloadPort    uint32
-	tags            map[string]string
-	service         string
-	protocol        protocol
+	dataplane.Inbound
+	service  string
+	protocol protocol
 }
 
-func (g *generator) inboundOf(in *meshv1.Dataplane_Networking_Inbound) inbound {
-	tags := spelledNow(in.GetTags())
-	out := inbound{
-		address: in.GetAddress(), port: in.GetPort(), workloadAddress: in.GetServiceAddress(), workloadPort: in.GetServicePort(),
-		tags: tags, service: tags[serviceTag], protocol: protocolOf(tags[protocolTag]),
-	}
-	if out.address == "" {
-		out.address = g.dp.GetNetworking().GetAddress()
-	}
-	if out.workloadAddress == "" {
-		out.workloadAddress = g.dp.GetNetworking().GetAddress()
-	}
-	if out.workloadPort == 0 {
-		out.workloadPort = out.port
-	}
-	return out
+func (g *generator) inboundOf(raw *meshv1.Dataplane_Networking_Inbound) inbound {
+	in := dataplane.InboundOf(g.dp, raw)
+	return inbound{Inbound: in, service: in.Tags[serviceTag], protocol: protocolOf(in.Tags[protocolTag])}
 }
 
 func (g *generator) inbounds() {
 	for i, raw := range g.dp.GetNetworking().GetInbound() {
 		in := g.inboundOf(raw)
-		if in.port == serviceless || in.workloadPort == serviceless {
+		if !in.Serves() {
 			continue
 		}
-		g.add(originInbound, xds.Cluster, localClusterName(in.workloadPort), g.localCluster(in))
-		name := inboundListenerName(in.address, in.port)
+		g.add(originInbound, xds.Cluster, localClusterName(in.WorkloadPort), g.localCluster(in))
+		name := inboundListenerName(in.Address, in.Port)
 		g.add(originInbound, xds.Listener, name, g.inboundListener(name, in, g.inboundPolicies(i)))
 		if g.p.err != nil {
-			g.p.err = fmt.Errorf("inbound %s: %w", hostPort(in.address, in.port), g.p.err)
+			g.p.err = fmt.Errorf("inbound %s: %w", hostPort(in.Address, in.Port), g.p.err)
 			return
 		}
 	}
@@ -70,23 +51,23 @@ func (g *generator) inbounds() {
 
 // localCluster is the workload behind an inbound.
 func (g *generator) localCluster(in inbound) *clusterv3.Cluster {
-	name := localClusterName(in.workloadPort)
-	c := staticCluster(name, socketAddress(in.workloadAddress, in.workloadPort))
+	name := localClusterName(in.WorkloadPort)
+	c := staticCluster(name, socketAddress(in.WorkloadAddress, in.WorkloadPort))
 	if in.protocol.overHTTP() {
 		c.TypedExtensionProtocolOptions = g.p.httpOptions(httpVersion(in.protocol),
 			&corev3.HttpProtocolOptions{IdleTimeout: seconds(inboundIdleSeconds)})
 	}
 	if g.transparent() {
 		// From an address of its own the connection is not redirected to the proxy again.
-		c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: socketAddress(loopSource(in.workloadAddress), 0).GetSocketAddress()}
+		c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: socketAddress(loopSource(in.WorkloadAddress), 0).GetSocketAddress()}
 	}
 	return c
 }
 
 func (g *generator) inboundListener(name string, in inbound, policies inboundPolicies) *listenerv3.Listener {
 	l := &listenerv3.Listener{
-		Name: name, Address: socketAddress(in.address, in.port), TrafficDirection: corev3.TrafficDirection_INBOUND,
-		EnableReusePort: boolean(false), Metadata: listenerTags(in.tags),
+		Name: name, Address: socketAddress(in.Address, in.Port), TrafficDirection: corev3.TrafficDirection_INBOUND,
+		EnableReusePort: boolean(false), Metadata: listenerTags(in.Tags),
 	}
 	if g.transparent() {
 		l.BindToPort = boolean(false)
@@ -131,14 +112,14 @@ func (g *generator) inboundFilters(in inbound, policies inboundPolicies) []*list
 	case in.protocol.overHTTP():
 		return []*listenerv3.Filter{g.p.hcm(g.inboundHTTP(in, policies))}
 	case in.protocol == kafka:
-		return []*listenerv3.Filter{g.p.kafkaBroker(statName(localClusterName(in.workloadPort))), g.p.tcpProxy(g.inboundTCP(in, policies))}
+		return []*listenerv3.Filter{g.p.kafkaBroker(statName(localClusterName(in.WorkloadPort))), g.p.tcpProxy(g.inboundTCP(in, policies))}
 	default:
 		return []*listenerv3.Filter{g.p.tcpProxy(g.inboundTCP(in, policies))}
 	}
 }
 
 func (g *generator) inboundTCP(in inbound, policies inboundPolicies) *tcpproxyv3.TcpProxy {
-	cluster := localClusterName(in.workloadPort)
+	cluster := localClusterName(in.WorkloadPort)
 	return &tcpproxyv3.TcpProxy{
 		StatPrefix: statName(cluster), ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
 		IdleTimeout: seconds(inboundIdleSeconds), AccessLog: g.inboundLogs(in, policies, false),
@@ -146,7 +127,7 @@ func (g *generator) inboundTCP(in inbound, policies inboundPolicies) *tcpproxyv3
 }
 
 func (g *generator) inboundHTTP(in inbound, policies inboundPolicies) *hcmv3.HttpConnectionManager {
-	cluster := localClusterName(in.workloadPort)
+	cluster := localClusterName(in.WorkloadPort)
 	route := func(match *routev3.RouteMatch) *routev3.Route {
 		return &routev3.Route{Match: match, Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}, Timeout: seconds(0),

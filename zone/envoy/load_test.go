@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/api/resource"
@@ -44,7 +45,7 @@ type settings struct {
 	EmptyDNSPort uint32 `yaml:"emptyDnsPort"`
 	Features     []string
 	Proxyless    bool           // it is a gRPC program without a proxy
-	VIPs         []topology.VIP `yaml:"vips"`
+	VIPs         []dataplane.VIP `yaml:"vips"`
 }
 
 // load reads a file of YAML documents: settings, then resources as users write them. All resources are created at the same

@@ -1,9 +1,10 @@
 package envoy
 
 import (
-	"net"
 	"strconv"
 	"strings"
+
+	"github.com/meridian-mesh/meridian/api/dataplane"
 )
 
 // Names that metrics, dashboards and Kuma's data plane program know.
@@ -55,9 +56,7 @@ func SNI(mesh, service string, tags map[string]string) string {
 	return service + "{" + strings.Join(pairs, ",") + "}"
 }
 
-func hostPort(address string, port uint32) string {
-	return net.JoinHostPort(address, strconv.FormatUint(uint64(port), 10))
-}
+func hostPort(address string, port uint32) string { return dataplane.HostPort(address, port) }
 
 func inboundListenerName(address string, port uint32) string {
 	return "inbound:" + hostPort(address, port)

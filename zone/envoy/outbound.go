@@ -2,7 +2,6 @@ package envoy
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -140,32 +139,24 @@ func (o *outbound) infer() protocol {
 func (g *generator) destinations(o *outbound, route *meshv1.TrafficRoute_Conf, split []*meshv1.TrafficRoute_Split,
 	destination map[string]string,
 ) []weighted {
-	if len(split) == 0 && len(destination) > 0 {
-		split = []*meshv1.TrafficRoute_Split{{Weight: u32(1), Destination: destination}}
-	}
 	var out []weighted
-	for _, part := range split {
-		weight := part.GetWeight().GetValue()
-		if weight == 0 {
-			continue
-		}
-		c := g.cluster(o, route, part.GetDestination())
+	for _, d := range policy.Destinations(split, destination, o.tags) {
+		c := g.cluster(o, route, d.Tags)
 		if c == nil {
 			continue
 		}
 		if i := slices.IndexFunc(out, func(w weighted) bool { return w.cluster == c }); i >= 0 {
-			out[i].weight += weight
+			out[i].weight += d.Weight
 			continue
 		}
-		out = append(out, weighted{c, weight})
+		out = append(out, weighted{c, d.Weight})
 	}
 	return out
 }
 
 // cluster returns the cluster of a destination. Of several outbounds that lead to one cluster, its settings are those of the
 // outbound for the very service, or else of the first.
-func (g *generator) cluster(o *outbound, route *meshv1.TrafficRoute_Conf, destination map[string]string) *cluster {
-	tags := resolve(spelledNow(destination), o.tags)
+func (g *generator) cluster(o *outbound, route *meshv1.TrafficRoute_Conf, tags map[string]string) *cluster {
 	service := tags[serviceTag]
 	if service == "" {
 		g.warn("TrafficRoute %q leads from outbound %s to no service", o.policies.TrafficRoute.Name, o.service)
@@ -190,20 +181,6 @@ func (g *generator) cluster(o *outbound, route *meshv1.TrafficRoute_Conf, destin
 		c.own, c.balancer, c.timeouts = true, route.GetLoadBalancer(), o.timeouts
 	}
 	return c
-}
-
-// resolve fills in the tags of a destination from those of the outbound: where the destination has *, and what it lacks.
-func resolve(destination, outbound map[string]string) map[string]string {
-	tags := maps.Clone(outbound)
-	if tags == nil {
-		tags = make(map[string]string)
-	}
-	for k, v := range destination {
-		if v != "*" {
-			tags[k] = v
-		}
-	}
-	return tags
 }
 
 // subsetName numbers the parts of services in the order in which the proxy meets them.

@@ -17,7 +17,7 @@ func (g *generator) probes() {
 	}
 	local := make(map[uint32]bool)
 	for _, raw := range g.dp.GetNetworking().GetInbound() {
-		local[g.inboundOf(raw).workloadPort] = true
+		local[g.inboundOf(raw).WorkloadPort] = true
 	}
 	var routes []*routev3.Route
 	for _, e := range conf.GetEndpoints() {

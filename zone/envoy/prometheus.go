@@ -98,7 +98,7 @@ func statsPath(conf *meshv1.PrometheusEnvoyConfig) string {
 // usedFor says what listens at an address already; "": nothing.
 func (g *generator) usedFor(address string, port uint32) string {
 	for _, raw := range g.dp.GetNetworking().GetInbound() {
-		if in := g.inboundOf(raw); in.port == port && in.address == address || in.workloadPort == port && in.workloadAddress == address {
+		if in := g.inboundOf(raw); in.Port == port && in.Address == address || in.WorkloadPort == port && in.WorkloadAddress == address {
 			return "an inbound"
 		}
 	}

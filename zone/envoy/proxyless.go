@@ -319,7 +319,7 @@ func (g *generator) grpcServer(i int, raw *meshv1.Dataplane_Networking_Inbound) 
 	in := g.inboundOf(raw)
 	policies := g.inboundPolicies(i)
 	filters := []*hcmv3.HttpFilter{}
-	chain := &listenerv3.FilterChain{Name: inboundListenerName(in.address, in.port)}
+	chain := &listenerv3.FilterChain{Name: inboundListenerName(in.Address, in.Port)}
 	switch g.mtls {
 	case mtlsStrict:
 		rules, _ := g.inboundRBAC(policies)
@@ -328,7 +328,7 @@ func (g *generator) grpcServer(i int, raw *meshv1.Dataplane_Networking_Inbound) 
 			CommonTlsContext: fileTLS(nil), RequireClientCertificate: boolean(true),
 		})
 	case mtlsPermissive:
-		g.warn("inbound %d: a gRPC program cannot take plain and mutual TLS connections at once; in a permissive mesh all are plain, and permissions are not enforced", in.port)
+		g.warn("inbound %d: a gRPC program cannot take plain and mutual TLS connections at once; in a permissive mesh all are plain, and permissions are not enforced", in.Port)
 	case mtlsOff:
 	}
 	if len(policies.limits) > 0 {
@@ -347,13 +347,13 @@ func (g *generator) grpcServer(i int, raw *meshv1.Dataplane_Networking_Inbound) 
 			}},
 		}},
 	})}
-	for _, address := range []string{in.address, "0.0.0.0", "::", "127.0.0.1", "::1"} {
-		name := "grpc/server?xds.resource.listening_address=" + hostPort(address, in.port)
+	for _, address := range []string{in.Address, "0.0.0.0", "::", "127.0.0.1", "::1"} {
+		name := "grpc/server?xds.resource.listening_address=" + hostPort(address, in.Port)
 		if g.made[resourceKey{xds.Listener, name}] != nil {
 			continue
 		}
 		g.add(originProxyless, xds.Listener, name, &listenerv3.Listener{
-			Name: name, Address: socketAddress(address, in.port), TrafficDirection: corev3.TrafficDirection_INBOUND,
+			Name: name, Address: socketAddress(address, in.Port), TrafficDirection: corev3.TrafficDirection_INBOUND,
 			FilterChains: []*listenerv3.FilterChain{chain},
 		})
 	}

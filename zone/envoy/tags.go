@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 )
 
@@ -18,10 +19,6 @@ const (
 
 	// externalNameTag is put on the endpoints of external services: by it an endpoint finds its own TLS settings.
 	externalNameTag = "kuma.io/external-service-name"
-
-	// The spelling of the oldest resources.
-	oldServiceTag  = "service"
-	oldProtocolTag = "protocol"
 )
 
 // sorted yields a map in the order of its keys.
@@ -35,23 +32,8 @@ func sorted[V any](m map[string]V) iter.Seq2[string, V] {
 	}
 }
 
-// spelledNow returns the tags with the old spelling of the tags of a service replaced by today's. The map is shared with the
-// argument where nothing is to be replaced.
-func spelledNow(tags map[string]string) map[string]string {
-	out := tags
-	for old, now := range map[string]string{oldServiceTag: serviceTag, oldProtocolTag: protocolTag} {
-		v, has := tags[old]
-		if !has || tags[now] != "" {
-			continue
-		}
-		if len(out) == len(tags) {
-			out = maps.Clone(out)
-		}
-		delete(out, old)
-		out[now] = v
-	}
-	return out
-}
+// spelledNow returns the tags with the old spelling of the tags of a service replaced by today's.
+func spelledNow(tags map[string]string) map[string]string { return dataplane.SpelledNow(tags) }
 
 // without returns the tags except some.
 func without(tags map[string]string, keys ...string) map[string]string {

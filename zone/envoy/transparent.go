@@ -8,33 +8,17 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
 
 // transparent reports whether the traffic of the workload is redirected to the proxy.
-func (g *generator) transparent() bool {
-	return g.dp.GetNetworking().GetTransparentProxying().GetRedirectPortOutbound() != 0
-}
+func (g *generator) transparent() bool { return dataplane.Transparent(g.dp) }
 
 // redirectsIPv6 reports whether that of IPv6 is as well.
 func (g *generator) redirectsIPv6() bool {
 	return g.transparent() && g.dp.GetNetworking().GetTransparentProxying().GetRedirectPortInboundV6() != 0
-}
-
-// reachable reports whether the proxy wants a service at its virtual address.
-func (g *generator) reachable(tags map[string]string) bool {
-	wanted := g.dp.GetNetworking().GetTransparentProxying().GetReachableServices()
-	return len(wanted) == 0 || slices.Contains(wanted, tags[serviceTag])
-}
-
-func (g *generator) isOwnInbound(address string, port uint32) bool {
-	for _, raw := range g.dp.GetNetworking().GetInbound() {
-		if in := g.inboundOf(raw); in.address == address && in.port == port {
-			return true
-		}
-	}
-	return false
 }
 
 // transparentProxying makes the listeners that redirected connections arrive at. Those that a listener of another part is

@@ -11,13 +11,14 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/zone/topology"
-	"github.com/meridian-mesh/meridian/zone/vips"
+	"github.com/meridian-mesh/meridian/api/vips"
 )
 
 // addresses keeps the virtual addresses of the meshes and writes them to the store, so that they are the same after a start.
@@ -63,7 +64,7 @@ func (a *addresses) recall(head *store.Snapshot, mesh string) {
 }
 
 // renew computes the addresses of a mesh again.
-func (a *addresses) renew(mesh *topology.Mesh) []topology.VIP {
+func (a *addresses) renew(mesh *topology.Mesh) []dataplane.VIP {
 	in := vips.Input{Config: a.config, ExternalServices: mesh.ExternalServices, VirtualOutbounds: make(map[string]*meshv1.VirtualOutbound)}
 	for _, dp := range mesh.Dataplanes {
 		in.Services = append(in.Services, vips.TagSets(dp)...)

@@ -21,7 +21,7 @@ import (
 	"github.com/meridian-mesh/meridian/zone/envoy"
 	"github.com/meridian-mesh/meridian/zone/mtls"
 	"github.com/meridian-mesh/meridian/zone/topology"
-	"github.com/meridian-mesh/meridian/zone/vips"
+	"github.com/meridian-mesh/meridian/api/vips"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
 

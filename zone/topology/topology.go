@@ -5,6 +5,7 @@ package topology
 import (
 	"slices"
 
+	"github.com/meridian-mesh/meridian/api/dataplane"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 )
@@ -33,7 +34,7 @@ type Mesh struct {
 	// and have no endpoints while the zone has no egress.
 	Egress bool
 	// VIPs are the virtual addresses of the mesh.
-	VIPs []VIP
+	VIPs []dataplane.VIP
 }
 
 // Service is a service as seen from this zone.
@@ -91,17 +92,4 @@ type Endpoint struct {
 	ExternalName string
 	// ViaEgress: the address is that of a zone egress of this zone, which passes the traffic on.
 	ViaEgress bool
-}
-
-// VIP is a virtual address and the ports at which it leads to services.
-type VIP struct {
-	Address   string
-	Hostnames []string
-	Outbounds []VIPOutbound
-}
-
-// VIPOutbound is a port of a virtual address.
-type VIPOutbound struct {
-	Port uint32
-	Tags map[string]string // of the destination, kuma.io/service included
 }

@@ -195,18 +195,13 @@ func (w *World) SetAddresses(byHost map[string]string) *Dirty {
 }
 
 // SetVIPs tells the virtual addresses of a mesh, which follow from the rest of it and from what they were.
-func (w *World) SetVIPs(meshName string, vips []VIP) *Dirty {
+func (w *World) SetVIPs(meshName string, vips []dataplane.VIP) *Dirty {
 	d := newDirty()
-	if m := w.meshes[meshName]; m != nil && !slices.EqualFunc(m.VIPs, vips, VIP.equal) {
+	if m := w.meshes[meshName]; m != nil && !slices.EqualFunc(m.VIPs, vips, dataplane.VIP.Equal) {
 		m.VIPs = vips
 		d.mesh(meshName).VIPs = true
 	}
 	return d
-}
-
-func (v VIP) equal(o VIP) bool {
-	return v.Address == o.Address && slices.Equal(v.Hostnames, o.Hostnames) &&
-		slices.EqualFunc(v.Outbounds, o.Outbounds, func(a, b VIPOutbound) bool { return a.Port == b.Port && maps.Equal(a.Tags, b.Tags) })
 }
 
 func (w *World) apply(c store.Change, d *Dirty) {

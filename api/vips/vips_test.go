@@ -15,7 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
-	"github.com/meridian-mesh/meridian/zone/topology"
+	"github.com/meridian-mesh/meridian/api/dataplane"
 )
 
 func service(name string, more ...string) map[string]string {
@@ -43,38 +43,38 @@ func outbound(host, port string, parameters ...string) *meshv1.VirtualOutbound {
 	}
 }
 
-func vip(address string, hostnames []string, outbounds ...topology.VIPOutbound) topology.VIP {
-	return topology.VIP{Address: address, Hostnames: hostnames, Outbounds: outbounds}
+func vip(address string, hostnames []string, outbounds ...dataplane.VIPOutbound) dataplane.VIP {
+	return dataplane.VIP{Address: address, Hostnames: hostnames, Outbounds: outbounds}
 }
 
-func to(port uint32, tags map[string]string) topology.VIPOutbound {
-	return topology.VIPOutbound{Port: port, Tags: tags}
+func to(port uint32, tags map[string]string) dataplane.VIPOutbound {
+	return dataplane.VIPOutbound{Port: port, Tags: tags}
 }
 
 func TestVirtualAddresses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		prev string
 		in   Input
-		want []topology.VIP
+		want []dataplane.VIP
 		// problems are parts of what is told, in its order.
 		problems []string
 	}{
 		"a service has its name in the domain, and one with dots for underscores": {
 			in: Input{Services: []map[string]string{service("web_front", "version", "1"), service("web_front", "version", "2"), service("api")}},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api"))),
 				vip("240.0.0.1", []string{"web_front.mesh", "web.front.mesh"}, to(80, service("web_front"))),
 			},
 		},
 		"a service that is named the old way is one": {
 			in:   Input{Services: []map[string]string{{"service": "api"}, {"version": "1"}}},
-			want: []topology.VIP{vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api")))},
+			want: []dataplane.VIP{vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api")))},
 		},
 		"an external service is also at its own port, under its own host": {
 			in: Input{ExternalServices: map[string]*meshv1.ExternalService{
 				"es-1": external("db.example.org:5432", "db"), "es-2": external("db2.example.org:5433", "db"),
 			}},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"db.mesh"}, to(80, service("db")), to(5432, service("db")), to(5433, service("db"))),
 				vip("240.0.0.1", []string{"db.example.org"}, to(5432, service("db"))),
 				vip("240.0.0.2", []string{"db2.example.org"}, to(5433, service("db"))),
@@ -85,13 +85,13 @@ func TestVirtualAddresses(t *testing.T) {
 				Networking: &meshv1.ExternalService_Networking{Address: "db.example.org:5432", DisableHostDNSEntry: true},
 				Tags:       service("db"),
 			}}},
-			want: []topology.VIP{vip("240.0.0.0", []string{"db.mesh"}, to(80, service("db")), to(5432, service("db")))},
+			want: []dataplane.VIP{vip("240.0.0.0", []string{"db.mesh"}, to(80, service("db")), to(5432, service("db")))},
 		},
 		"a host that is an address is its own": {
 			in: Input{ExternalServices: map[string]*meshv1.ExternalService{
 				"v4": external("192.0.2.7:5432", "db"), "v6": external("[2001:db8::7]:5432", "db6"), "in-range": external("240.0.0.0:1", "low"),
 			}},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("192.0.2.7", nil, to(5432, service("db"))),
 				vip("240.0.0.0", nil, to(1, service("low"))),
 				vip("240.0.0.1", []string{"db.mesh"}, to(80, service("db")), to(5432, service("db"))),
@@ -107,7 +107,7 @@ func TestVirtualAddresses(t *testing.T) {
 					"versions": outbound("{{.s}}.{{.version}}.local", "{{.port}}", "s", "kuma.io/service", "version", "", "port", "port"),
 				},
 			},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api"))),
 				vip("240.0.0.1", []string{"api.1.local"}, to(8080, service("api", "version", "1", "port", "8080"))),
 				vip("240.0.0.2", []string{"api.2.local"}, to(8081, service("api", "version", "2", "port", "8081"))),
@@ -122,7 +122,7 @@ func TestVirtualAddresses(t *testing.T) {
 					return vo
 				}()},
 			},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api"))),
 				vip("240.0.0.1", []string{"db.mesh"}, to(80, service("db"))),
 				vip("240.0.0.2", []string{"old.mesh"}, to(80, service("old"))),
@@ -135,7 +135,7 @@ func TestVirtualAddresses(t *testing.T) {
 				Services:         []map[string]string{service("api"), service("web_front")},
 				VirtualOutbounds: map[string]*meshv1.VirtualOutbound{"vo": outbound("{{.s}}.MESH", "8080", "s", "kuma.io/service")},
 			},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api")), to(8080, service("api"))),
 				vip("240.0.0.1", []string{"web_front.mesh", "web.front.mesh"}, to(80, service("web_front")), to(8080, service("web_front"))),
 			},
@@ -151,7 +151,7 @@ func TestVirtualAddresses(t *testing.T) {
 					"b": outbound("api.mesh", "80", "s", "kuma.io/service"),
 				},
 			},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api"))),
 				vip("240.0.0.1", []string{"db-a.mesh"}, to(80, service("db-a")), to(5432, service("db-a"))),
 				vip("240.0.0.2", []string{"db-b.mesh"}, to(80, service("db-b")), to(5432, service("db-b"))),
@@ -171,7 +171,7 @@ func TestVirtualAddresses(t *testing.T) {
 		},
 		"a second name that is another service's is not given": {
 			in: Input{Services: []map[string]string{service("a_b"), service("a.b"), service("API"), service("api")}},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"API.mesh"}, to(80, service("API"))),
 				vip("240.0.0.1", []string{"a.b.mesh"}, to(80, service("a.b"))),
 				vip("240.0.0.2", []string{"a_b.mesh"}, to(80, service("a_b"))),
@@ -191,7 +191,7 @@ func TestVirtualAddresses(t *testing.T) {
 					"zero":    outbound("{{.s}}.zero", "0", "s", "kuma.io/service"),
 				},
 			},
-			want: []topology.VIP{vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api")))},
+			want: []dataplane.VIP{vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api")))},
 			problems: []string{
 				`virtual outbound "absent", for the tags kuma.io/service=api: evaluate conf.host`,
 				`virtual outbound "big", for the tags kuma.io/service=api: conf.port gives "70000", which is not a port`,
@@ -204,7 +204,7 @@ func TestVirtualAddresses(t *testing.T) {
 		"an entry that lives keeps its address, and a free one is given again": {
 			prev: `{"0:api":{"address":"240.0.0.7"},"0:gone":{"address":"240.0.0.0"}}`,
 			in:   Input{Services: []map[string]string{service("api"), service("new"), service("newer")}},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"new.mesh"}, to(80, service("new"))),
 				vip("240.0.0.1", []string{"newer.mesh"}, to(80, service("newer"))),
 				vip("240.0.0.7", []string{"api.mesh"}, to(80, service("api"))),
@@ -213,7 +213,7 @@ func TestVirtualAddresses(t *testing.T) {
 		"an address that is not of the range, or another's, is not kept": {
 			prev: `{"0:a":{"address":"10.0.0.1"},"0:b":{"address":"240.0.0.9"},"0:c":{"address":"240.0.0.9"}}`,
 			in:   Input{Services: []map[string]string{service("a"), service("b"), service("c")}},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"a.mesh"}, to(80, service("a"))),
 				vip("240.0.0.1", []string{"c.mesh"}, to(80, service("c"))),
 				vip("240.0.0.9", []string{"b.mesh"}, to(80, service("b"))),
@@ -225,7 +225,7 @@ func TestVirtualAddresses(t *testing.T) {
 				Config:   Config{CIDR: "240.0.0.0/31"},
 				Services: []map[string]string{service("a"), service("b"), service("z")},
 			},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"a.mesh"}, to(80, service("a"))),
 				vip("240.0.0.1", []string{"z.mesh"}, to(80, service("z"))),
 			},
@@ -236,7 +236,7 @@ func TestVirtualAddresses(t *testing.T) {
 				Config:   Config{CIDR: "255.255.255.255/32"},
 				Services: []map[string]string{service("a"), service("b")},
 			},
-			want:     []topology.VIP{vip("255.255.255.255", []string{"a.mesh"}, to(80, service("a")))},
+			want:     []dataplane.VIP{vip("255.255.255.255", []string{"a.mesh"}, to(80, service("a")))},
 			problems: []string{"no virtual address is left in 255.255.255.255/32 for 1 names"},
 		},
 		"further names are added last": {
@@ -244,14 +244,14 @@ func TestVirtualAddresses(t *testing.T) {
 				Services: []map[string]string{service("api")},
 				Names:    []Name{{Host: "gw.other", Port: 443, Tags: service("gw", "kuma.io/mesh", "other"), Origin: "mesh-gateway"}},
 			},
-			want: []topology.VIP{
+			want: []dataplane.VIP{
 				vip("240.0.0.0", []string{"api.mesh"}, to(80, service("api"))),
 				vip("240.0.0.1", []string{"gw.other"}, to(443, service("gw", "kuma.io/mesh", "other"))),
 			},
 		},
 		"a service whose name no host can have is at an address all the same": {
 			in:   Input{Services: []map[string]string{service("a:b")}},
-			want: []topology.VIP{vip("240.0.0.0", nil, to(80, service("a:b")))},
+			want: []dataplane.VIP{vip("240.0.0.0", nil, to(80, service("a:b")))},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

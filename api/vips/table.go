@@ -14,7 +14,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/meridian-mesh/meridian/zone/topology"
+	"github.com/meridian-mesh/meridian/api/dataplane"
 )
 
 // Kind says where a name comes from.
@@ -124,7 +124,7 @@ func (t Table) entries() []Entry { return slices.SortedFunc(maps.Keys(t), Entry.
 
 // VIPs returns the table as proxies are configured from it, sorted by address. domain and port are the ones it was computed
 // with.
-func (t Table) VIPs(domain string, port uint32) []topology.VIP {
+func (t Table) VIPs(domain string, port uint32) []dataplane.VIP {
 	entries := t.entries()
 	names := make(names)
 	services := 0
@@ -137,13 +137,13 @@ func (t Table) VIPs(domain string, port uint32) []topology.VIP {
 	}
 	byAddress := slices.Clone(entries)
 	slices.SortStableFunc(byAddress, func(a, b Entry) int { return t[a].Address.Compare(t[b].Address) })
-	vips := make([]topology.VIP, 0, len(t))
+	vips := make([]dataplane.VIP, 0, len(t))
 	for _, e := range byAddress {
-		vip := topology.VIP{Address: t[e].Address.String(), Hostnames: names.of(e, domain)}
+		vip := dataplane.VIP{Address: t[e].Address.String(), Hostnames: names.of(e, domain)}
 		for _, o := range t[e].Outbounds {
-			vip.Outbounds = append(vip.Outbounds, topology.VIPOutbound{Port: cmp.Or(o.Port, port), Tags: o.TagSet})
+			vip.Outbounds = append(vip.Outbounds, dataplane.VIPOutbound{Port: cmp.Or(o.Port, port), Tags: o.TagSet})
 		}
-		slices.SortFunc(vip.Outbounds, func(a, b topology.VIPOutbound) int { return cmp.Compare(a.Port, b.Port) })
+		slices.SortFunc(vip.Outbounds, func(a, b dataplane.VIPOutbound) int { return cmp.Compare(a.Port, b.Port) })
 		vips = append(vips, vip)
 	}
 	return vips
