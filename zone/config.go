@@ -8,6 +8,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/api/vips"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
@@ -18,7 +19,6 @@ import (
 	"github.com/meridian-mesh/meridian/zone/mads"
 	"github.com/meridian-mesh/meridian/zone/mtls"
 	"github.com/meridian-mesh/meridian/zone/proxies"
-	"github.com/meridian-mesh/meridian/api/vips"
 )
 
 // Config is everything that can be set on a zone control plane. Its keys are those of the file and of GET /config;

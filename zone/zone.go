@@ -97,7 +97,8 @@ func (z *Zone) listenAPI(reg prometheus.Registerer) error {
 		Config: *a, Access: &z.cfg.Access, Plane: resource.Zone, ZoneName: z.cfg.Multizone.Zone.Name, Store: z.store,
 		InstanceID: z.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(z.cfg) },
-		Registerer:      reg, Log: z.log,
+		DNSDomain:       z.cfg.DNSServer.Domain, ServiceVIPPort: z.cfg.DNSServer.ServiceVIPPort,
+		Registerer: reg, Log: z.log,
 	}
 	if a.HTTPSPort >= 0 {
 		var err error

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -435,4 +436,48 @@ func (p *printer) fraction(nanos int32) {
 	}
 	p.buf = append(p.buf, '.')
 	p.buf = append(p.buf, digits...)
+}
+
+// EncodeFlat renders the record of a targetRef policy as Encode does, except that the specification is not nested: its members
+// stand beside the name. Members that would be read as something else there are left out.
+func EncodeFlat(rec *store.Record) ([]byte, error) {
+	p := printer{buf: make([]byte, 0, 512+4*len(rec.Spec))}
+	p.open('{')
+	p.meta(MetaOf(rec))
+	if err := p.members(rec.Spec); err != nil {
+		return nil, fmt.Errorf("encode specification of %s: %w", rec.Key, err)
+	}
+	p.close('}')
+	return p.buf, nil
+}
+
+// members writes the members of a JSON object, in its order, into the one that is open.
+func (p *printer) members(object []byte) error {
+	if len(bytes.TrimSpace(object)) == 0 {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(object))
+	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
+		return errors.Join(err, errors.New("is not an object"))
+	}
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return err
+		}
+		switch name {
+		case "type", "mesh", "name", "creationTime", "modificationTime", "labels":
+			continue
+		}
+		p.key(name.(string)) // the name of a member is a string
+		if err := p.raw(value); err != nil {
+			return err
+		}
+	}
+	_, err := dec.Token()
+	return err
 }

@@ -292,18 +292,6 @@ func answers(others map[string]Response, names ...string) map[string]Response {
 	return all
 }
 
-// Inspect describes GET of something about one resource: what follows its path is the end of the operation's id.
-func Inspect(row *resource.Descriptor, what, summary string, body *Schema) Operation {
-	return Operation{
-		Tags:        []string{tagOf(row)},
-		ID:          "inspect" + string(row.Name) + what,
-		Summary:     summary,
-		Description: "Nothing is attached to any proxy as long as this control plane configures none.",
-		Parameters:  item(row),
-		Responses:   answers(Answer("What is attached.", body), answerNotFound),
-	}
-}
-
 // AskProxy describes GET of something that a proxy itself shows.
 func AskProxy(row *resource.Descriptor, view string) Operation {
 	return Operation{

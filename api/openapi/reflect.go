@@ -9,7 +9,7 @@ import (
 )
 
 // Of returns the schema of v's type as encoding/json writes it; a struct with a name gets a schema of that name. The tag
-// doc of a field is its description. Members that may be left out (omitempty, omitzero) are not required; pointers may be
+// doc of a field is its description, and null:"true" on a list says that it may be null. Members that may be left out (omitempty, omitzero) are not required; pointers may be
 // null unless they are left out instead. It is for the bodies that are Go values, and panics for a type that it does not
 // know: that is a mistake in the program.
 func (d *Document) Of(v any) *Schema { return d.schemas.goType(reflect.TypeOf(v)) }
@@ -77,7 +77,11 @@ func (s *schemas) goStruct(t reflect.Type) *Schema {
 		if ft.Kind() == reflect.Pointer && optional {
 			ft = ft.Elem()
 		}
-		object.Properties = append(object.Properties, Property{name, described(s.goType(ft), f.Tag.Get("doc"))})
+		schema := described(s.goType(ft), f.Tag.Get("doc"))
+		if ft.Kind() == reflect.Slice && f.Tag.Get("null") == "true" {
+			schema.Type = append(schema.Type, "null")
+		}
+		object.Properties = append(object.Properties, Property{name, schema})
 		if !optional {
 			object.Required = append(object.Required, name)
 		}

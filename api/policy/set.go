@@ -181,3 +181,14 @@ func routeAll(mesh string) *Policy {
 	p.compile()
 	return p
 }
+
+// Only returns a set with the policies of some types alone. It costs as much as there are types.
+func (s *Set) Only(types ...resource.Type) *Set {
+	tables := make(map[resource.Type]*table, len(types))
+	for _, t := range types {
+		if table := s.tables[t]; table != nil {
+			tables[t] = table
+		}
+	}
+	return &Set{mesh: s.mesh, tables: tables, routeAll: s.routeAll}
+}

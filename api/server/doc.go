@@ -16,7 +16,7 @@
 //	problem.go    every error answer
 //	read.go       GET of one resource and of lists, with paging
 //	overview.go   a resource joined with its insight
-//	inspect.go    what is attached to proxies, and what proxies say
+//	inspect.go    what is attached to proxies, and what proxies say; inspected.go keeps what that needs decoded
 //	proxies.go    who looks into proxies: what each plane brings for it
 //	services.go   ServiceInsight, stored per mesh and shown per service
 //	write.go      PUT and DELETE

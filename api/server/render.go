@@ -38,6 +38,7 @@ const (
 	formLine
 	formServiceLine
 	formOverviewLine
+	formFlat
 )
 
 // entryOverheadBytes is charged for each entry beside its bytes: key, node and slice headers.
@@ -93,6 +94,20 @@ func (c *renders) line(d *resource.Descriptor, rec *store.Record) ([]byte, error
 			return nil, fmt.Errorf("encode: %w", err)
 		}
 		return oneLine(item)
+	})
+}
+
+// flat returns a policy as one line of JSON, with the specification of a targetRef policy not nested.
+func (c *renders) flat(d *resource.Descriptor, rec *store.Record) ([]byte, error) {
+	if !d.IsJSON() {
+		return c.line(d, rec)
+	}
+	return c.item(renderKey{main: rec, form: formFlat}, func() ([]byte, error) {
+		doc, err := codec.EncodeFlat(rec)
+		if err != nil {
+			return nil, fmt.Errorf("encode: %w", err)
+		}
+		return oneLine(doc)
 	})
 }
 

@@ -63,6 +63,9 @@ type Options struct {
 	Zones ZoneSessions
 	// Replication is nil where there are no zones to wait for.
 	Replication Replication
+	// DNSDomain and ServiceVIPPort are those of the virtual addresses of services; by default those of a zone.
+	DNSDomain      string
+	ServiceVIPPort uint32
 	// Proxies looks into proxies; nil: none can be looked into.
 	Proxies Proxies
 	// EndZoneSession, where set, is called before a zone that is online is deleted (possible with UnsafeDelete only),
@@ -111,6 +114,7 @@ type Server struct {
 	tokens      *tokens.Authority
 	clientCerts *tlsconf.ClientCerts // nil: nobody is asked for one
 	renders     *renders
+	inspected   *inspected
 	watches     atomic.Int64 // lists that are being watched
 	// writes holds a token for each write that is being worked on.
 	writes chan struct{}
@@ -159,6 +163,7 @@ func New(o Options) (*Server, error) {
 		importing: make(chan struct{}, 1),
 		stopping:  make(chan struct{}),
 	}
+	s.inspected = newInspected(&s.opts, s.log)
 	if o.Access != nil {
 		s.access = o.Access.Static
 	}

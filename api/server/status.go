@@ -100,11 +100,11 @@ func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
 
 // policyList is the answer of /policies.
 type policyList struct {
-	Policies []policy `json:"policies"`
+	Policies []listedPolicy `json:"policies"`
 }
 
-// policy is one entry of /policies. displayName is what older clients read, the other two are newer.
-type policy struct {
+// listedPolicy is one entry of /policies. displayName is what older clients read, the other two are newer.
+type listedPolicy struct {
 	Name                string `json:"name"`
 	ReadOnly            bool   `json:"readOnly" doc:"Whether this control plane refuses to write it."`
 	Path                string `json:"path" doc:"Last segment of the path of its lists."`
@@ -115,14 +115,14 @@ type policy struct {
 }
 
 func (s *Server) policiesBody() ([]byte, error) {
-	var list []policy
+	var list []listedPolicy
 	all := resource.All()
 	for i := range all {
 		d := &all[i]
 		if !d.Policy {
 			continue
 		}
-		list = append(list, policy{
+		list = append(list, listedPolicy{
 			Name:                string(d.Name),
 			ReadOnly:            endpoint{s, d}.readOnly("") != nil,
 			Path:                d.Path,
@@ -132,7 +132,7 @@ func (s *Server) policiesBody() ([]byte, error) {
 			IsExperimental:      d.Experimental,
 		})
 	}
-	slices.SortFunc(list, func(a, b policy) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(list, func(a, b listedPolicy) int { return cmp.Compare(a.Name, b.Name) })
 	return marshal(policyList{list})
 }
 

@@ -14,8 +14,8 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/dataplane"
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 )
 
 func service(name string, more ...string) map[string]string {

@@ -44,7 +44,7 @@ type settings struct {
 	DNSPort      uint32 `yaml:"dnsPort"`
 	EmptyDNSPort uint32 `yaml:"emptyDnsPort"`
 	Features     []string
-	Proxyless    bool           // it is a gRPC program without a proxy
+	Proxyless    bool            // it is a gRPC program without a proxy
 	VIPs         []dataplane.VIP `yaml:"vips"`
 }
 

@@ -16,9 +16,9 @@ import (
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/vips"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/zone/topology"
-	"github.com/meridian-mesh/meridian/api/vips"
 )
 
 // addresses keeps the virtual addresses of the meshes and writes them to the store, so that they are the same after a start.

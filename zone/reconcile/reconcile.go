@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/vips"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/zone/envoy"
 	"github.com/meridian-mesh/meridian/zone/mtls"
 	"github.com/meridian-mesh/meridian/zone/topology"
-	"github.com/meridian-mesh/meridian/api/vips"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
 

@@ -1,0 +1,109 @@
+package inspect
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/meridian-mesh/meridian/api/gateway"
+	"github.com/meridian-mesh/meridian/api/policy"
+	"github.com/meridian-mesh/meridian/api/resource"
+)
+
+// GatewayPolicies are the policies of a builtin gateway.
+type GatewayPolicies struct {
+	// MeshGateway configures the proxy; nil: none does, and nothing else is set.
+	MeshGateway *policy.Policy
+	// Whole are the policies of the proxy as a whole.
+	Whole []*policy.Policy
+	// Listeners are sorted by port, what is in them by name.
+	Listeners []Listener
+}
+
+// Listener is a port of a gateway.
+type Listener struct {
+	Port     uint32
+	Protocol string
+	Hosts    []Host
+}
+
+// Host is a host name that a listener serves.
+type Host struct {
+	Name   string
+	Routes []Route
+}
+
+// Route is a MeshGatewayRoute that a host uses, and where it leads: each destination once, sorted by its tags.
+type Route struct {
+	Policy       *policy.Policy
+	Destinations []Destination
+}
+
+// Destination is where a route leads, and what applies to connections there.
+type Destination struct {
+	Tags     map[string]string
+	Policies map[resource.Type]*policy.Policy
+}
+
+// Gateway returns the policies of a builtin gateway.
+func Gateway(set *policy.Set, p *Proxy) *GatewayPolicies {
+	g := gateway.Of(set, p.Dataplane)
+	out := &GatewayPolicies{MeshGateway: g.MeshGateway}
+	if g.MeshGateway == nil {
+		return out
+	}
+	for _, p := range [...]*policy.Policy{g.TrafficLog, g.TrafficTrace} {
+		if p != nil {
+			out.Whole = append(out.Whole, p)
+		}
+	}
+	for _, l := range g.Listeners {
+		listener := Listener{Port: l.Port, Protocol: l.Protocol.String()}
+		for _, h := range l.Hosts {
+			host := Host{Name: h.Name}
+			for _, r := range h.Routes {
+				host.Routes = append(host.Routes, Route{Policy: r.Policy, Destinations: destinations(r.Rules)})
+			}
+			listener.Hosts = append(listener.Hosts, host)
+		}
+		out.Listeners = append(out.Listeners, listener)
+	}
+	return out
+}
+
+// destinations are those of all rules. Mirrors are destinations too.
+func destinations(rules []*gateway.Rule) []Destination {
+	var out []Destination
+	for _, rule := range rules {
+		for _, d := range slices.Concat(rule.Backends, rule.Mirrors) {
+			if !slices.ContainsFunc(out, func(o Destination) bool { return maps.Equal(o.Tags, d.Tags) }) {
+				out = append(out, Destination{d.Tags, policiesOf(d)})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Destination) int { return compareTags(a.Tags, b.Tags) })
+	return out
+}
+
+func policiesOf(d *gateway.Destination) map[resource.Type]*policy.Policy {
+	policies := make(map[resource.Type]*policy.Policy)
+	for _, p := range [...]*policy.Policy{d.CircuitBreaker, d.FaultInjection, d.HealthCheck, d.RateLimit, d.Retry, d.Timeout} {
+		if p != nil {
+			policies[p.Type] = p
+		}
+	}
+	return policies
+}
+
+// compareTags orders sets of tags by their text: key=value, by key.
+func compareTags(a, b map[string]string) int {
+	keys := func(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+	ka, kb := keys(a), keys(b)
+	for i := range min(len(ka), len(kb)) {
+		if c := cmp.Or(strings.Compare(ka[i], kb[i]), strings.Compare(a[ka[i]], b[kb[i]])); c != 0 {
+			return c
+		}
+	}
+	return cmp.Compare(len(ka), len(kb))
+}
