@@ -7,5 +7,6 @@
 // do is kept in Config.Findings, and a filter or field that would change what happens to traffic but is not implemented makes
 // Wait fail with ErrUnsupported. Where Envoy gives up waiting (initial_fetch_timeout), this stand-in goes on waiting, so a
 // resource that never comes shows as such. A response is applied as a whole or not at all, where Envoy may take the sound
-// part of a CDS or LDS response whose rest it rejects.
+// part of a CDS or LDS response whose rest it rejects. Answers are never compressed, which no client may rely on, and a stream
+// may be idle for as long as its request may take.
 package envoy

@@ -25,10 +25,12 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	connectionlimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/connection_limit/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 )
@@ -45,6 +47,8 @@ type traffic struct {
 	// Touched under p.mu only.
 	sockets map[string]*socket
 
+	limits *limits
+
 	ctx  context.Context //nolint:containedctx // the life of the connections, which outlive the call that makes them
 	done sync.WaitGroup
 
@@ -58,6 +62,7 @@ type view struct {
 	clusters map[string]cluster
 	secrets  map[string]*tlsv3.Secret
 	routes   map[string]*routev3.RouteConfiguration
+	runtimes map[string]*runtimev3.Runtime
 }
 
 func (v *view) secret(name string) *tlsv3.Secret { return v.secrets[name] }
@@ -70,14 +75,14 @@ type socket struct {
 }
 
 func newTraffic(ctx context.Context, p *Proxy, all bool) *traffic {
-	t := &traffic{p: p, all: all, ctx: ctx, sockets: make(map[string]*socket), conns: make(map[net.Conn]struct{})}
+	t := &traffic{p: p, all: all, ctx: ctx, sockets: make(map[string]*socket), limits: newLimits(), conns: make(map[net.Conn]struct{})}
 	t.view.Store(&view{})
 	return t
 }
 
 // apply takes over the active configuration: opens and closes sockets. The caller holds p.mu.
 func (t *traffic) apply(s *state) {
-	v := &view{clusters: make(map[string]cluster), secrets: maps.Clone(s.secrets), routes: maps.Clone(s.routes)}
+	v := &view{clusters: make(map[string]cluster), secrets: maps.Clone(s.secrets), routes: maps.Clone(s.routes), runtimes: maps.Clone(s.runtimes)}
 	for name, c := range s.static {
 		v.clusters[name] = cluster{proto: c}
 	}
@@ -85,6 +90,7 @@ func (t *traffic) apply(s *state) {
 		v.clusters[name] = *c
 	}
 	t.view.Store(v)
+	t.limits.keep(s.listeners)
 	t.mu.Lock()
 	closed := t.closed
 	t.mu.Unlock()
@@ -184,11 +190,19 @@ func (t *traffic) accept(s *socket) {
 // downstream is one connection with what is known about it.
 type downstream struct {
 	net.Conn
-	peer *x509.Certificate // of the client, nil without
+	peer   *x509.Certificate // of the client, nil without
+	secure bool              // under TLS
 }
 
 func (t *traffic) serve(ctx context.Context, l *listenerv3.Listener, raw net.Conn) error {
 	v := t.view.Load()
+	if most, limited := v.connectionLimit(l.GetName()); limited {
+		at := place{listener: l.GetName(), route: -1}
+		if !t.limits.enter(at, most) {
+			return errors.New("too many connections")
+		}
+		defer t.limits.leave(at)
+	}
 	hello, conn, err := inspect(ctx, l, raw)
 	if err != nil {
 		return err
@@ -209,7 +223,7 @@ func (t *traffic) serve(ctx context.Context, l *listenerv3.Listener, raw net.Con
 		if err := server.HandshakeContext(handshake); err != nil {
 			return fmt.Errorf("TLS: %w", err)
 		}
-		d.Conn = plainConn{server}
+		d.Conn, d.secure = plainConn{server}, true
 		if peers := server.ConnectionState().PeerCertificates; len(peers) > 0 {
 			d.peer = peers[0]
 		}
@@ -225,10 +239,20 @@ func (t *traffic) serve(ctx context.Context, l *listenerv3.Listener, raw net.Con
 			if err != nil || !allowed {
 				return errors.Join(err, errors.New("denied"))
 			}
+		case *connectionlimitv3.ConnectionLimit:
+			if err := understands(m); err != nil {
+				return err
+			}
+			at := place{listener: l.GetName(), route: -1, filter: f.GetName() + " " + m.GetStatPrefix()}
+			if !t.limits.enter(at, m.GetMaxConnections().GetValue()) {
+				pause(ctx, m.GetDelay().AsDuration())
+				return errors.New("too many connections")
+			}
+			defer t.limits.leave(at)
 		case *tcpv3.TcpProxy:
 			return t.proxyTCP(ctx, v, m, d)
 		case *hcmv3.HttpConnectionManager:
-			return t.proxyHTTP(ctx, m, d)
+			return t.proxyHTTP(ctx, l.GetName(), m, d)
 		default:
 			return fmt.Errorf("%w: network filter %s", ErrUnsupported, f.GetTypedConfig().GetTypeUrl())
 		}

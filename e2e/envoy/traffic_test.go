@@ -151,7 +151,7 @@ func TestTrafficThatIsNotSupportedFailsLoudly(t *testing.T) {
 	p := newPlane(t)
 	port := freePort(t)
 	fault := strings.Replace(httpFilter(`{match: {prefix: /}, directResponse: {status: 200}}`), "httpFilters: [",
-		`httpFilters: [{name: fault, typedConfig: {"@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault}}, `, 1)
+		`httpFilters: [{name: fault, typedConfig: {"@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, responseRateLimit: {fixedLimit: {limitKbps: "1"}}}}, `, 1)
 	p.publish("default.web", "v1", map[resource.Type][]string{
 		resource.ClusterType: {staticCluster("unused", 1)}, resource.ListenerType: {listenerYAML("l", port, plainChain(fault))},
 	})
