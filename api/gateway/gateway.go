@@ -2,10 +2,16 @@
 // which routes, and which policies apply on the way to each destination. Configuration and inspection both ask it, so that what is
 // shown is what is done.
 //
+// [Of] merges the listeners of the MeshGateway by port (listeners.go), attaches routes to their hosts (routes.go), and finds the
+// policies of each destination (destinations.go).
+//
 // The package is pure, like api/policy on which it stands.
 package gateway
 
 import (
+	"fmt"
+	"slices"
+
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 )
@@ -55,7 +61,8 @@ type Route struct {
 type Rule struct {
 	// HTTP is what requests must look like and what is done with them; nil for a TCP route.
 	HTTP *meshv1.MeshGatewayRoute_HttpRoute_Rule
-	// Backends are where they go. Mirrors are where copies go, one for each mirror filter that has a destination.
+	// Backends are where they go. Mirrors are where copies go, one for each mirror filter that has a destination, in the order of
+	// these filters.
 	Backends, Mirrors []*Destination
 }
 
@@ -70,5 +77,34 @@ type Destination struct {
 // Of says what the proxy of dp, a builtin gateway, serves.
 func Of(set *policy.Set, dp *meshv1.Dataplane) *Gateway {
 	m := set.Match(dp, policy.Options{})
-	return &Gateway{MeshGateway: m.Gateway, TrafficTrace: m.TrafficTrace}
+	g := &Gateway{
+		MeshGateway: m.Gateway, TrafficTrace: m.TrafficTrace, TrafficLog: m.Service(policy.PassThrough).TrafficLog,
+	}
+	if g.MeshGateway == nil {
+		return g
+	}
+	for _, l := range g.ports(dp) {
+		g.Listeners = append(g.Listeners, g.serve(set, l))
+	}
+	g.warnOfIdleRoutes(set)
+	return g
+}
+
+// HTTP reports whether a listener of the given protocol, on which a host has the given TLS, understands requests. Where it does
+// not, connections are passed on as they are.
+func HTTP(protocol meshv1.MeshGateway_Listener_Protocol, tls *meshv1.MeshGateway_TLS_Conf) bool {
+	switch protocol {
+	case meshv1.MeshGateway_Listener_HTTP:
+		return true
+	case meshv1.MeshGateway_Listener_HTTPS:
+		return tls.GetMode() != meshv1.MeshGateway_TLS_PASSTHROUGH
+	default:
+		return false
+	}
+}
+
+func (g *Gateway) warn(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(g.Warnings, text) {
+		g.Warnings = append(g.Warnings, text)
+	}
 }

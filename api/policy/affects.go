@@ -61,7 +61,13 @@ func (s *Set) Affects(p *Policy, dp *meshv1.Dataplane, o Options) bool {
 }
 
 func (s *Set) affects(p *Policy, v view, o Options) bool {
-	from := func() bool { _, ok := bestRank(p.sources, v.all...); return ok }
+	from := func() bool {
+		_, ok := bestRank(p.sources, v.all...)
+		if !ok && v.builtin { // what leaves a gateway comes from its listeners
+			_, ok = bestRank(p.sources, s.listeners(v).all...)
+		}
+		return ok
+	}
 	to := func() bool {
 		_, ok := bestRank(p.targets, v.inbounds...)
 		return ok || o.Metrics != nil && p.Selects(o.Metrics)
@@ -75,7 +81,8 @@ func (s *Set) affects(p *Policy, v view, o Options) bool {
 	case RateLimit:
 		return from() || to()
 	case FaultInjection:
-		return to()
+		// A builtin gateway injects the faults of the destinations itself.
+		return to() || v.builtin && from()
 	case TrafficPermission:
 		return to() || slices.ContainsFunc(o.Externals, p.Selects)
 	case TrafficTrace, ProxyTemplate:
