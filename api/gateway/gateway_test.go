@@ -156,27 +156,32 @@ func TestHostsAndTheirRoutes(t *testing.T) {
 		{
 			"a route without host names is for the name of its listener",
 			[]*store.Record{meshGateway(www), httpRoute("r")},
-			[]string{"80 www.example.com: r"}, nil,
+			[]string{"80 www.example.com: r"},
+			nil,
 		},
 		{
 			"a route with host names makes hosts of a listener for all names",
 			[]*store.Record{meshGateway(all), httpRoute("r", "a.example.com", "B.example.com"), httpRoute("s")},
-			[]string{"80 *: s", "80 a.example.com: r", "80 b.example.com: r"}, nil,
+			[]string{"80 *: s", "80 a.example.com: r", "80 b.example.com: r"},
+			nil,
 		},
 		{
 			"a route joins the routes of a listener that has its name",
 			[]*store.Record{meshGateway(all, www), httpRoute("r", "www.example.com"), httpRoute("s")},
-			[]string{"80 *: s", "80 www.example.com: r s"}, nil,
+			[]string{"80 *: s", "80 www.example.com: r s"},
+			nil,
 		},
 		{
 			"a route for a domain is for a listener in it",
 			[]*store.Record{meshGateway(www), httpRoute("r", "*.example.com")},
-			[]string{"80 www.example.com: r"}, nil,
+			[]string{"80 www.example.com: r"},
+			nil,
 		},
 		{
 			"a listener for a domain has no other names",
 			[]*store.Record{meshGateway(domain), httpRoute("r", "example.com", "a.b.example.com")},
-			[]string{"80 *.example.com:", "80 a.b.example.com: r"}, nil,
+			[]string{"80 *.example.com:", "80 a.b.example.com: r"},
+			nil,
 		},
 		{
 			"a route for other names is not served, and told",
@@ -187,7 +192,8 @@ func TestHostsAndTheirRoutes(t *testing.T) {
 		{
 			"routes go where their protocol is spoken",
 			[]*store.Record{meshGateway(all, tcp, passthrough, terminate), httpRoute("r"), tcpRoute("s")},
-			[]string{"80 *: r", "90 *: s", "443 api.example.com: r", "443 www.example.com: s"}, nil,
+			[]string{"80 *: r", "90 *: s", "443 api.example.com: r", "443 www.example.com: s"},
+			nil,
 		},
 		{
 			"listeners that do not fit are told",
@@ -225,7 +231,7 @@ func TestPoliciesOfDestinations(t *testing.T) {
 	connection := func(typ resource.Type, name string, source, destination tags, conf string) *store.Record {
 		return record(typ, name, `{"sources":`+selectors(source)+`,"destinations":`+selectors(destination)+`,"conf":`+conf+`}`, 1)
 	}
-	api, any := tags{"kuma.io/service": "api"}, tags{"kuma.io/service": "*"}
+	api, all := tags{"kuma.io/service": "api"}, tags{"kuma.io/service": "*"}
 	set := newSet(
 		t,
 		record(policy.MeshGateway, "edge", `{`+edge+`,"tags":{"team":"x","tier":"a"},"conf":{"listeners":[
@@ -234,14 +240,14 @@ func TestPoliciesOfDestinations(t *testing.T) {
 			"matches":[{"method":"GET"}],
 			"filters":[{"mirror":{"percentage":10,"backend":{"destination":{"kuma.io/service":"shadow"}}}}],
 			"backends":[{"weight":2,"destination":{"kuma.io/service":"api","version":"1"}},{"weight":3,"destination":{"kuma.io/service":"old"}}]}]}}}`, 1),
-		connection(policy.Timeout, "all", any, any, `{"connectTimeout":"1s"}`),
+		connection(policy.Timeout, "all", all, all, `{"connectTimeout":"1s"}`),
 		connection(policy.Timeout, "of-listener", tags{"kuma.io/service": "edge", "tier": "b"}, api, `{"connectTimeout":"1s"}`),
 		connection(policy.Timeout, "of-other-listener", tags{"kuma.io/service": "edge", "tier": "a"}, tags{"kuma.io/service": "api", "version": "1"}, `{"connectTimeout":"1s"}`),
-		connection(policy.Retry, "version", any, tags{"kuma.io/service": "api", "version": "1"}, `{"tcp":{"maxConnectAttempts":2}}`),
-		connection(policy.FaultInjection, "fault", any, tags{"kuma.io/service": "api", "kuma.io/protocol": "http"}, `{"abort":{"httpStatus":500,"percentage":10}}`),
-		connection(policy.FaultInjection, "fault-grpc", any, tags{"kuma.io/service": "old", "kuma.io/protocol": "grpc"}, `{"abort":{"httpStatus":500,"percentage":10}}`),
-		connection(policy.TrafficLog, "log", any, any, `{"backend":"b"}`),
-		record(policy.TrafficTrace, "trace", `{"selectors":`+selectors(any)+`}`, 1),
+		connection(policy.Retry, "version", all, tags{"kuma.io/service": "api", "version": "1"}, `{"tcp":{"maxConnectAttempts":2}}`),
+		connection(policy.FaultInjection, "fault", all, tags{"kuma.io/service": "api", "kuma.io/protocol": "http"}, `{"abort":{"httpStatus":500,"percentage":10}}`),
+		connection(policy.FaultInjection, "fault-grpc", all, tags{"kuma.io/service": "old", "kuma.io/protocol": "grpc"}, `{"abort":{"httpStatus":500,"percentage":10}}`),
+		connection(policy.TrafficLog, "log", all, all, `{"backend":"b"}`),
+		record(policy.TrafficTrace, "trace", `{"selectors":`+selectors(all)+`}`, 1),
 	)
 	want := []string{
 		"gateway edge log log trace trace",

@@ -1,7 +1,7 @@
 // Package envoy makes the configuration of proxies: pure functions of the topology and a proxy. Nothing here reads a store, a
 // clock or the network, and equal inputs give equal outputs.
 //
-// [Sidecar] is the list of the parts of a sidecar's configuration, as [Proxyless], [Ingress] and [Egress] are of the others'; each
+// [Sidecar] is the list of the parts of a sidecar's configuration, as [Gateway], [Proxyless], [Ingress] and [Egress] are of the others'; each
 // part is a file: listeners of a workload
 // (inbound.go), of the services that it uses (outbound.go, routes.go, clusters.go), of redirected traffic (transparent.go),
 // and what stands beside them (admin.go, probes.go, prometheus.go, dns.go). Each policy is a file too. Which policies apply
@@ -90,9 +90,6 @@ const (
 // doing something other than was asked for is left out, and named in Output.Warnings.
 func Sidecar(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
 	g := newGenerator(mesh, p, (*generator).listOutbounds)
-	if gateway := p.Dataplane.GetNetworking().GetGateway(); gateway.GetType() == meshv1.Dataplane_Networking_Gateway_BUILTIN {
-		g.warn("the proxy is a builtin gateway, which is not configured by MeshGateways yet: it serves nothing")
-	}
 	g.inbounds()
 	g.outbounds()
 	g.transparentProxying()
@@ -128,6 +125,7 @@ type generator struct {
 	clusters map[string]*cluster
 	subsets  map[string]string // names by service and tags
 	services map[string]bool   // that were looked at
+	ports    []uint32          // that a builtin gateway serves on its own address
 }
 
 func newGenerator(mesh *topology.Mesh, p *Proxy, list func(*generator) []*outbound) *generator {

@@ -19,8 +19,19 @@ const faultFilter = "envoy.filters.http.fault"
 
 // fault is the filter of one FaultInjection, for requests from its sources.
 func (g *draft) fault(s policy.Sourced) *hcmv3.HttpFilter {
-	conf := specOf[*meshv1.FaultInjection](s.Policy).GetConf()
-	m := &faultv3.HTTPFault{Headers: []*routev3.HeaderMatcher{regexHeader(TagsHeader, sourcesRegex(s.Sources))}}
+	m := g.faults(s.Policy)
+	if m == nil {
+		return nil
+	}
+	m.Headers = []*routev3.HeaderMatcher{regexHeader(TagsHeader, sourcesRegex(s.Sources))}
+	g.p.check(label(s.Policy), m)
+	return g.p.httpFilter(faultFilter, m)
+}
+
+// faults are the faults of a FaultInjection, whoever the client is; nil with an error noted.
+func (g *draft) faults(p *policy.Policy) *faultv3.HTTPFault {
+	conf := specOf[*meshv1.FaultInjection](p).GetConf()
+	m := &faultv3.HTTPFault{}
 	if d := conf.GetDelay(); positive(d.GetValue()) != nil {
 		m.Delay = &faultcommonv3.FaultDelay{
 			FaultDelaySecifier: &faultcommonv3.FaultDelay_FixedDelay{FixedDelay: d.GetValue()},
@@ -28,7 +39,7 @@ func (g *draft) fault(s policy.Sourced) *hcmv3.HttpFilter {
 		}
 	}
 	if a := conf.GetAbort(); a != nil && a.GetHttpStatus().GetValue()/100 == 1 {
-		g.warn("%s: a request cannot be aborted with the interim status %d", label(s.Policy), a.GetHttpStatus().GetValue())
+		g.warn("%s: a request cannot be aborted with the interim status %d", label(p), a.GetHttpStatus().GetValue())
 	} else if a != nil {
 		m.Abort = &faultv3.FaultAbort{
 			ErrorType:  &faultv3.FaultAbort_HttpStatus{HttpStatus: a.GetHttpStatus().GetValue()},
@@ -38,7 +49,7 @@ func (g *draft) fault(s policy.Sourced) *hcmv3.HttpFilter {
 	if b := conf.GetResponseBandwidth(); b != nil {
 		limit, err := kilobits(b.GetLimit().GetValue())
 		if err != nil {
-			g.p.fail(fmt.Errorf("%s: conf.responseBandwidth.limit: %w", label(s.Policy), err))
+			g.p.fail(fmt.Errorf("%s: conf.responseBandwidth.limit: %w", label(p), err))
 			return nil
 		}
 		m.ResponseRateLimit = &faultcommonv3.FaultRateLimit{
@@ -48,8 +59,8 @@ func (g *draft) fault(s policy.Sourced) *hcmv3.HttpFilter {
 			Percentage: percent(b.GetPercentage().GetValue()),
 		}
 	}
-	g.p.check(label(s.Policy), m)
-	return g.p.httpFilter(faultFilter, m)
+	g.p.check(label(p), m)
+	return m
 }
 
 // kilobits reads a bandwidth such as "50 mbps".

@@ -32,7 +32,7 @@ func TestGoldenFiles(t *testing.T) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			w := load(t, input)
 			out := w.output(t)
-			want := map[string][]proto.Message{"listeners": nil, "clusters": nil, "endpoints": nil, "routes": nil}
+			want := map[string][]proto.Message{"listeners": nil, "clusters": nil, "endpoints": nil, "routes": nil, "runtime": nil}
 			for _, r := range out.Resources {
 				switch r.Kind {
 				case xds.Listener:
@@ -41,6 +41,8 @@ func TestGoldenFiles(t *testing.T) {
 					want["clusters"] = append(want["clusters"], r.Message)
 				case xds.Route:
 					want["routes"] = append(want["routes"], r.Message)
+				case xds.Runtime:
+					want["runtime"] = append(want["runtime"], r.Message)
 				default:
 					t.Errorf("a resource of kind %s", r.Kind.TypeURL())
 				}

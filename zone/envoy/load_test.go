@@ -152,6 +152,13 @@ func (w *world) output(t testing.TB) *envoy.Output {
 		}
 		return out
 	}
+	if w.zonal == nil && w.proxy.Dataplane.GetNetworking().GetGateway().GetType() == meshv1.Dataplane_Networking_Gateway_BUILTIN {
+		out, err := envoy.Gateway(w.mesh, w.proxy, w.admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
 	if w.zonal == nil {
 		return w.sidecar(t)
 	}

@@ -66,7 +66,8 @@ func (g *generator) outbounds() {
 		g.planOutbound(o)
 	}
 	for _, c := range sorted(g.clusters) {
-		g.addCluster(c)
+		policies := g.matched.Service(c.service)
+		g.addCluster(originOutbound, c, policies.CircuitBreaker, policies.HealthCheck)
 	}
 	for _, o := range g.outboundList {
 		name := outboundListenerName(o.address, o.port)
@@ -225,10 +226,10 @@ func (g *generator) resolveEndpoints(c *cluster) {
 	c.external = len(c.endpoints) > 0
 }
 
-func (g *generator) addCluster(c *cluster) {
-	policies := g.matched.Service(c.service)
-	breaker := specOf[*meshv1.CircuitBreaker](policies.CircuitBreaker)
-	check := specOf[*meshv1.HealthCheck](policies.HealthCheck)
+// addCluster makes the cluster of a service, or of a part of one, with the policies for the connections to it.
+func (g *generator) addCluster(from origin, c *cluster, circuitBreaker, healthCheck *policy.Policy) {
+	breaker := specOf[*meshv1.CircuitBreaker](circuitBreaker)
+	check := specOf[*meshv1.HealthCheck](healthCheck)
 	protocol := c.protocol
 
 	var m *clusterv3.Cluster
@@ -243,12 +244,12 @@ func (g *generator) addCluster(c *cluster) {
 	m.CircuitBreakers, m.OutlierDetection = circuitBreakers(breaker), outlierDetection(breaker)
 	m.HealthChecks, m.CommonLbConfig = healthChecks(check, protocol), panicLB(check)
 	if m.OutlierDetection != nil {
-		g.p.check(label(policies.CircuitBreaker), m.OutlierDetection)
+		g.p.check(label(circuitBreaker), m.OutlierDetection)
 	}
 	for _, hc := range m.HealthChecks {
-		g.p.check(label(policies.HealthCheck), hc)
+		g.p.check(label(healthCheck), hc)
 	}
-	g.add(originOutbound, xds.Cluster, c.name, m)
+	g.add(from, xds.Cluster, c.name, m)
 }
 
 // serviceCluster leads to other proxies. Between proxies all requests go over HTTP/2, whatever workloads speak.

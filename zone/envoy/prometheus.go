@@ -3,6 +3,7 @@ package envoy
 import (
 	"net/netip"
 	"net/url"
+	"slices"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -108,6 +109,8 @@ func (g *generator) usedFor(address string, port uint32) string {
 		}
 	}
 	switch {
+	case address == g.dp.GetNetworking().GetAddress() && slices.Contains(g.ports, port):
+		return "a listener of the gateway"
 	case g.proxy.AdminPort == port:
 		return "the administration"
 	case g.dp.GetProbes().GetPort() == port:

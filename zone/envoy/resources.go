@@ -26,6 +26,7 @@ const (
 	originTracing      origin = "tracing"
 	originIngress      origin = "ingress"
 	originEgress       origin = "egress"
+	originGateway      origin = "gateway"
 	originTemplate     origin = "proxy-template"
 )
 

@@ -21,8 +21,11 @@ import (
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
 
-// defaultProxy is the import that stands for everything else in this package.
-const defaultProxy = "default-proxy"
+// The imports that stand for everything else in this package. A builtin gateway knows both.
+const (
+	defaultProxy = "default-proxy"
+	gatewayProxy = "gateway-proxy"
+)
 
 // Operations of modifications.
 const (
@@ -43,12 +46,15 @@ func (g *generator) template() {
 		return
 	}
 	name, conf := label(p), specOf[*meshv1.ProxyTemplate](p).GetConf()
+	everything := false
 	for _, imported := range conf.GetImports() {
-		if imported != defaultProxy {
-			g.warn("%s: import %q is not known for a sidecar", name, imported)
+		if imported != defaultProxy && (imported != gatewayProxy || !g.builtin()) {
+			g.warn("%s: import %q is not known for this kind of proxy", name, imported)
+			continue
 		}
+		everything = true
 	}
-	if !slices.Contains(conf.GetImports(), defaultProxy) {
+	if !everything {
 		clear(g.made)
 		clear(g.secrets)
 	}
@@ -365,8 +371,7 @@ func (g *generator) modifyVirtualHosts(m *meshv1.ProxyTemplate_Modifications_Vir
 		return err
 	}
 	match := m.GetMatch()
-	return g.eachHTTP(g.selectedListeners(match.GetOrigin(), "", nil), func(hcm *hcmv3.HttpConnectionManager) (bool, error) {
-		config := hcm.GetRouteConfig()
+	edit := func(config *routev3.RouteConfiguration) (bool, error) {
 		if config == nil || match.GetRouteConfigurationName() != "" && config.GetName() != match.GetRouteConfigurationName() {
 			return false, nil
 		}
@@ -391,7 +396,27 @@ func (g *generator) modifyVirtualHosts(m *meshv1.ProxyTemplate_Modifications_Vir
 			return false, unknownOperation(m.GetOperation())
 		}
 		return changed, nil
+	}
+	// Routes of sidecars are in their listeners, those of gateways beside them.
+	found := false
+	for _, r := range g.selected(xds.Route, match.GetOrigin(), "") {
+		config := proto.CloneOf(r.message.(*routev3.RouteConfiguration)) //nolint:forcetypeassert // of its kind
+		changed, err := edit(config)
+		if err == nil && changed {
+			err = g.replace(r, config)
+		}
+		if err != nil {
+			return err
+		}
+		found = found || changed
+	}
+	err = g.eachHTTP(g.selectedListeners(match.GetOrigin(), "", nil), func(hcm *hcmv3.HttpConnectionManager) (bool, error) {
+		return edit(hcm.GetRouteConfig())
 	})
+	if found && errors.Is(err, errNoMatch) {
+		return nil
+	}
+	return err
 }
 
 var errNoMatch = errors.New("nothing matches it")

@@ -187,8 +187,9 @@ func (g *generator) tracing(direction corev3.TrafficDirection, service string) *
 		switch direction {
 		case corev3.TrafficDirection_INBOUND:
 			name += "_INBOUND"
-		default:
+		case corev3.TrafficDirection_OUTBOUND:
 			name += "_OUTBOUND_" + service
+		default: // a gateway is a service of its own
 		}
 	}
 	out.Provider = g.tracer(datadogTracer, &tracev3.DatadogConfig{CollectorCluster: t.cluster, ServiceName: name})

@@ -142,6 +142,9 @@ func destinationsOf(mesh *topology.Mesh) destinations {
 			for _, b := range rule.GetBackends() {
 				d.add(mesh, b.GetDestination())
 			}
+			for _, f := range rule.GetFilters() {
+				d.add(mesh, f.GetMirror().GetBackend().GetDestination())
+			}
 		}
 		for _, rule := range conf.GetTcp().GetRules() {
 			for _, b := range rule.GetBackends() {
