@@ -47,7 +47,7 @@ func (z *Zone) newDataPlane(ctx context.Context, reg prometheus.Registerer) erro
 	d.reconciler, err = reconcile.New(reconcile.Options{
 		Store: z.store, Zone: cfg.Multizone.Zone.Name, Publisher: publisher, Status: told, Authority: authority,
 		Builders: reconcile.Builders{
-			Sidecar: reconcile.SidecarBuilder(authority), Proxyless: reconcile.ProxylessBuilder,
+			Sidecar: reconcile.SidecarBuilder(authority), Gateway: reconcile.GatewayBuilder(authority), Proxyless: reconcile.ProxylessBuilder,
 			Ingress: reconcile.IngressBuilder(authority), Egress: reconcile.EgressBuilder(authority), LoadAssignment: envoy.LoadAssignment,
 		},
 		DNS: cfg.DNSServer, Holdoff: holdoff(cfg.XDSServer), Registerer: reg, Log: z.log.With("component", "reconcile"),

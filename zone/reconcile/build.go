@@ -74,7 +74,7 @@ func (r *Reconciler) build(ctx context.Context, p *proxy) (res result) {
 		}
 	}
 	if all {
-		builder := r.builders.of(&p.Connected)
+		builder := r.builders.of(&p.Connected, res.dataplane)
 		if builder == nil {
 			res.err = fmt.Errorf("proxies of this kind (%s) cannot be configured", p.Kind)
 			return res
@@ -234,6 +234,9 @@ func (r *Reconciler) secret(ctx context.Context, res *result, own *topology.Mesh
 		}
 		return t.res, nil
 	}
+	if strings.HasPrefix(name, envoy.ServerSecretPrefix) {
+		return r.serverSecret(res, own, name)
+	}
 	meshName, ok := strings.CutPrefix(name, mtls.IdentityName(""))
 	mesh := r.world.Mesh(meshName)
 	if !ok || mesh == nil {
@@ -245,6 +248,19 @@ func (r *Reconciler) secret(ctx context.Context, res *result, own *topology.Mesh
 	}
 	res.identity[meshName] = id
 	return id.secret, nil
+}
+
+// serverSecret is a certificate of a builtin gateway for its own clients.
+func (r *Reconciler) serverSecret(res *result, own *topology.Mesh, name string) (*xds.Resource, error) {
+	m, err := envoy.ServerSecret(own, res.dataplane, name)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // names the secret
+	}
+	secret, err := xds.NewResource(xds.Secret, name, m)
+	if err != nil {
+		return nil, fmt.Errorf("secret %q: %w", name, err)
+	}
+	return secret, nil
 }
 
 // identityOf is the identity of a proxy in a mesh: the one it has, where that fits and is not due, or a new one.

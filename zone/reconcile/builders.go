@@ -5,6 +5,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/zone/envoy"
 	"github.com/meridian-mesh/meridian/zone/mtls"
+	"github.com/meridian-mesh/meridian/zone/topology"
 )
 
 // AdminCertificates makes the certificates of administration ports. It is [mtls.Authority].
@@ -13,14 +14,19 @@ type AdminCertificates interface {
 }
 
 // SidecarBuilder is the Builder of sidecars and delegated gateways.
-func SidecarBuilder(admin AdminCertificates) Builder {
+func SidecarBuilder(admin AdminCertificates) Builder { return dataplaneBuilder(admin, envoy.Sidecar) }
+
+// GatewayBuilder is the Builder of builtin gateways.
+func GatewayBuilder(admin AdminCertificates) Builder { return dataplaneBuilder(admin, envoy.Gateway) }
+
+func dataplaneBuilder(admin AdminCertificates, generate func(*topology.Mesh, *envoy.Proxy, *envoy.Admin) (*envoy.Output, error)) Builder {
 	return func(in *Input) (*envoy.Output, error) {
 		cert, err := adminOf(in, admin, in.Dataplane.GetNetworking().GetAddress())
 		if err != nil {
 			return nil, err
 		}
 		m := in.Proxy.Metadata
-		return envoy.Sidecar(in.Mesh, &envoy.Proxy{
+		return generate(in.Mesh, &envoy.Proxy{
 			Mesh: in.Proxy.Mesh, Name: in.Proxy.Name, Dataplane: in.Dataplane, AdminAddress: m.AdminAddress, AdminPort: m.AdminPort,
 			DNSPort: m.DNSPort, EmptyDNSPort: m.EmptyDNSPort, Features: m.Features,
 		}, cert)

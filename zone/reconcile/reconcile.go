@@ -61,7 +61,7 @@ type Authority interface {
 // Input is what the configuration of a proxy is made from. All of it is read-only, and valid during the call only.
 type Input struct {
 	World *topology.World
-	// Mesh and Dataplane are those of a sidecar; nil for ingresses and egresses.
+	// Mesh and Dataplane are those of a sidecar or gateway; nil for ingresses and egresses.
 	Mesh      *topology.Mesh
 	Dataplane *meshv1.Dataplane
 	Proxy     Connected
@@ -73,12 +73,13 @@ type Builder func(in *Input) (*envoy.Output, error)
 
 // Builders are the functions that make configurations; where one is nil, proxies of its kind get none.
 type Builders struct {
-	Sidecar, Ingress, Egress, Proxyless Builder
+	Sidecar, Gateway, Ingress, Egress, Proxyless Builder
 	// LoadAssignment makes the endpoints of a cluster.
 	LoadAssignment func(mesh *topology.Mesh, ref envoy.EndpointRef) (*endpointv3.ClusterLoadAssignment, error)
 }
 
-func (b *Builders) of(c *Connected) Builder {
+// of returns the builder for a proxy. dp is its Dataplane; nil for ingresses and egresses.
+func (b *Builders) of(c *Connected, dp *meshv1.Dataplane) Builder {
 	switch {
 	case c.Kind == Ingress:
 		return b.Ingress
@@ -86,6 +87,8 @@ func (b *Builders) of(c *Connected) Builder {
 		return b.Egress
 	case c.Proxyless:
 		return b.Proxyless
+	case dp.GetNetworking().GetGateway().GetType() == meshv1.Dataplane_Networking_Gateway_BUILTIN:
+		return b.Gateway
 	default:
 		return b.Sidecar
 	}

@@ -167,7 +167,7 @@ func zonalOperation(c *cas, s step) (store.Op, bool) {
 		}
 		return put(resource.Secret, mesh, "external", secretOf(c[s.Shape%2].cert)), true
 	}
-	return store.Op{}, false
+	return gatewayOperation(c, s)
 }
 
 func TestAMeshWithoutAnAuthorityDoesNotStopTheEgressOfOthers(t *testing.T) {
