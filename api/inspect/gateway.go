@@ -15,8 +15,9 @@ import (
 type GatewayPolicies struct {
 	// MeshGateway configures the proxy; nil: none does, and nothing else is set.
 	MeshGateway *policy.Policy
-	// Whole are the policies of the proxy as a whole.
-	Whole []*policy.Policy
+	// Whole are the policies of the proxy as a whole, at most one of a type; Attached are the targetRef policies that are for it, of
+	// which there may be several.
+	Whole, Attached []*policy.Policy
 	// Listeners are sorted by port, what is in them by name.
 	Listeners []Listener
 }
@@ -53,11 +54,14 @@ func Gateway(set *policy.Set, p *Proxy) *GatewayPolicies {
 	if g.MeshGateway == nil {
 		return out
 	}
-	for _, p := range [...]*policy.Policy{g.TrafficLog, g.TrafficTrace} {
+	m := set.Match(p.Dataplane, policy.Options{})
+	for _, p := range [...]*policy.Policy{g.TrafficLog, g.TrafficTrace, m.ProxyTemplate} {
 		if p != nil {
 			out.Whole = append(out.Whole, p)
 		}
 	}
+	// MeshTrafficPermissions are for sidecars only.
+	out.Attached = slices.Concat(m.AccessLog.Policies, m.Trace.Policies)
 	for _, l := range g.Listeners {
 		listener := Listener{Port: l.Port, Protocol: l.Protocol.String()}
 		for _, h := range l.Hosts {

@@ -50,7 +50,7 @@ func (r *Reach) Sidecar(p *Proxy) []Attachment {
 // it is for the whole gateway. false when it is for nothing there.
 func (r *Reach) Gateway(p *Proxy) (*GatewayPolicies, bool) {
 	g := Gateway(r.set, p)
-	if slices.Contains(g.Whole, r.policy) {
+	if slices.Contains(g.Whole, r.policy) || slices.Contains(g.Attached, r.policy) {
 		return &GatewayPolicies{MeshGateway: g.MeshGateway}, true
 	}
 	out := &GatewayPolicies{MeshGateway: g.MeshGateway}

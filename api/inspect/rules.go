@@ -26,7 +26,8 @@ const (
 // Rule is what targetRef policies of one type say together of one part of a proxy.
 type Rule struct {
 	Type RuleKind
-	// Name is address:port of an inbound or outbound, "dataplane" for the proxy as a whole, whose Service is empty.
+	// Name is address:port of an inbound or outbound, "dataplane" for the proxy as a whole, whose Service is empty, and
+	// policy.PassThrough for all traffic through a builtin gateway.
 	Name, Service string
 	PolicyType    resource.Type
 	// Subset are the tags of the clients or of the destination; a value that is not had begins with an exclamation mark.
@@ -41,8 +42,8 @@ type Rule struct {
 // policy type in the order in which they are to be tried. An error says which policies cannot be made into rules, and comes
 // with no rules.
 func Rules(mesh *meshv1.Mesh, set *policy.Set, p *Proxy) ([]Rule, error) {
-	set = set.Only(append(targetRefTypes(), policy.MeshGateway)...)
-	v := viewOf(mesh, set, p)
+	types := []resource.Type{policy.MeshAccessLog, policy.MeshTrace, policy.MeshTrafficPermission}
+	v := viewOf(mesh, set.Only(append(types, policy.MeshGateway)...), p)
 	var c ruleCollector
 	for _, a := range [...]struct {
 		of       resource.Type
@@ -54,10 +55,12 @@ func Rules(mesh *meshv1.Mesh, set *policy.Set, p *Proxy) ([]Rule, error) {
 		if a.attached.Single != nil {
 			c.add(ForProxy, string(AtDataplane), "", a.attached.Single)
 		}
-		if !p.IsBuiltinGateway() { // it has listeners instead, to which these do not apply
+		if p.IsBuiltinGateway() {
+			c.everything(a.attached)
+		} else {
 			c.clients(v.inbounds, a.attached)
+			c.destinations(v.outbounds, a.attached)
 		}
-		c.destinations(v.outbounds, a.attached)
 	}
 	if c.err != nil {
 		return nil, c.err
@@ -67,11 +70,6 @@ func Rules(mesh *meshv1.Mesh, set *policy.Set, p *Proxy) ([]Rule, error) {
 			strings.Compare(string(a.PolicyType), string(b.PolicyType)))
 	})
 	return c.rules, nil
-}
-
-// targetRefTypes are the types that add up to rules.
-func targetRefTypes() []resource.Type {
-	return []resource.Type{policy.MeshAccessLog, policy.MeshTrace, policy.MeshTrafficPermission}
 }
 
 type ruleCollector struct {
@@ -105,6 +103,15 @@ func (c *ruleCollector) destinations(outbounds []dataplane.Outbound, a policy.At
 		if rule := a.To.Compute(out.Tags); rule != nil {
 			c.add(ForDestinations, dataplane.HostPort(out.Address, out.Port), out.Tags[dataplane.ServiceTag], rule)
 		}
+	}
+}
+
+// everything is for a builtin gateway, which has listeners instead of inbounds and outbounds: one rule is for all its traffic, the one
+// for destinations without tags.
+func (c *ruleCollector) everything(a policy.Attached) {
+	c.fail(a.ToErr)
+	if rule := a.To.Compute(nil); rule != nil {
+		c.add(ForDestinations, policy.PassThrough, policy.PassThrough, rule)
 	}
 }
 

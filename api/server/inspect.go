@@ -91,6 +91,8 @@ type gatewayPolicies struct {
 	Gateway   meshName                   `json:"gateway" doc:"The MeshGateway that configures it; the names are empty while none does."`
 	Listeners []gatewayListener          `json:"listeners" null:"true" doc:"null while no MeshGateway configures it."`
 	Policies  map[string]json.RawMessage `json:"policies,omitempty" doc:"Those of the whole gateway, by type."`
+
+	MatchedPolicies map[string][]json.RawMessage `json:"matchedPolicies,omitempty" doc:"The targetRef policies of the whole gateway, by type."`
 }
 
 type gatewayListener struct {
@@ -181,6 +183,12 @@ func (r *policyRenderer) gateway(v *meshView, p *inspect.Proxy) gatewayPolicies 
 	for _, p := range g.Whole {
 		out.Policies[string(p.Type)] = r.policy(p)
 	}
+	if len(g.Attached) > 0 {
+		out.MatchedPolicies = make(map[string][]json.RawMessage, len(g.Attached))
+	}
+	for _, p := range g.Attached {
+		out.MatchedPolicies[string(p.Type)] = append(out.MatchedPolicies[string(p.Type)], r.policy(p))
+	}
 	out.Listeners = make([]gatewayListener, len(g.Listeners))
 	for i, l := range g.Listeners {
 		out.Listeners[i] = gatewayListener{Port: l.Port, Protocol: l.Protocol, Hosts: make([]gatewayHost, len(l.Hosts))}
@@ -215,7 +223,7 @@ type proxyRules struct {
 
 type proxyRule struct {
 	Type       inspect.RuleKind  `json:"type" doc:"clientSubset: for some clients of an inbound; destinationSubset: for where an outbound leads; singleItem: for the proxy."`
-	Name       string            `json:"name" doc:"address:port of the inbound or outbound; dataplane."`
+	Name       string            `json:"name" doc:"address:port of the inbound or outbound; dataplane; pass_through, for all traffic through a builtin gateway."`
 	Service    string            `json:"service" doc:"Of the inbound or outbound."`
 	PolicyType string            `json:"policyType"`
 	Subset     map[string]string `json:"subset" doc:"The tags of the clients or of the destination; a value that begins with ! is one that they do not have."`

@@ -302,6 +302,122 @@ func TestProxiesOfAPolicy(t *testing.T) {
 	}
 }
 
+const gatewaysOfShop = `
+type: MeshGateway
+mesh: shop
+name: edge-gateway
+selectors: [{match: {kuma.io/service: edge}}]
+conf:
+  listeners:
+  - {port: 80, protocol: HTTP, hostname: go.com, tags: {at: go}}
+  - {port: 80, protocol: HTTP, hostname: idle.com, tags: {at: idle}}
+  - {port: 8443, protocol: TCP, tags: {at: tcp}}
+---
+type: MeshGateway
+mesh: shop
+name: less-specific
+selectors: [{match: {kuma.io/service: "*"}}]
+conf: {listeners: [{port: 81, protocol: HTTP}]}
+---
+type: MeshGatewayRoute
+mesh: shop
+name: r-http
+selectors: [{match: {at: go}}]
+conf:
+  http:
+    rules:
+    - matches: [{path: {match: PREFIX, value: /}}]
+      filters: [{mirror: {backend: {destination: {kuma.io/service: shadow}}, percentage: 1}}]
+      backends:
+      - {weight: 90, destination: {kuma.io/service: backend}}
+      - {weight: 10, destination: {kuma.io/service: backend-next}}
+    - matches: [{path: {match: PREFIX, value: /x}}]
+      backends: [{destination: {kuma.io/service: backend}}]
+---
+type: MeshGatewayRoute
+mesh: shop
+name: r-tcp
+selectors: [{match: {at: tcp}}]
+conf: {tcp: {rules: [{backends: [{destination: {kuma.io/service: redis}}]}]}}
+---
+type: MeshGatewayRoute
+mesh: shop
+name: r-unused
+selectors: [{match: {at: nowhere}}]
+conf: {tcp: {rules: [{backends: [{destination: {kuma.io/service: redis}}]}]}}
+---
+type: TrafficLog
+mesh: shop
+name: of-edge
+sources: [{match: {kuma.io/service: edge}}]
+destinations: [{match: {kuma.io/service: "*"}}]`
+
+const builtinsOfShop = `
+type: Dataplane
+mesh: shop
+name: gateway-1
+networking: {address: 10.0.0.9, gateway: {type: BUILTIN, tags: {kuma.io/service: edge}}}
+---
+type: Dataplane
+mesh: shop
+name: gateway-2
+networking: {address: 10.0.0.10, gateway: {type: BUILTIN, tags: {kuma.io/service: other}}}`
+
+func TestInspectionOfBuiltinGateways(t *testing.T) {
+	const (
+		shownLog = `{"type":"TrafficLog","mesh":"shop","name":"of-edge","sources":[{"match":{"kuma.io/service":"edge"}}],
+			"destinations":[{"match":{"kuma.io/service":"*"}}]}`
+		gateway = `"gateway":{"mesh":"shop","name":"edge-gateway"}`
+	)
+	for _, pl := range [...]resource.Plane{resource.Global, resource.Zone} {
+		p := shop(t, pl)
+		if pl == resource.Global {
+			p.seedYAML("", gatewaysOfShop)
+			p.seedYAML("zone-1", builtinsOfShop)
+		} else {
+			p.seedYAML("global", gatewaysOfShop)
+			p.seedYAML("", builtinsOfShop)
+		}
+		p.shows("/meshes/shop/dataplanes/gateway-1/policies", `{"kind":"MeshGatewayDataplane",`+gateway+`,
+			"policies":{"TrafficLog":`+shownLog+`},"matchedPolicies":{"MeshAccessLog":[`+shownAccessLog+`]},
+			"listeners":[
+			{"port":80,"protocol":"HTTP","hosts":[
+				{"hostName":"go.com","routes":[{"route":"r-http","destinations":[
+					{"tags":{"kuma.io/service":"backend"},"policies":{"Retry":`+shownRetry+`,"Timeout":`+shownTimeout+`}},
+					{"tags":{"kuma.io/service":"backend-next"},"policies":{"Retry":`+shownRetry+`}},
+					{"tags":{"kuma.io/service":"shadow"},"policies":{"Retry":`+shownRetry+`}}]}]},
+				{"hostName":"idle.com","routes":null}]},
+			{"port":8443,"protocol":"TCP","hosts":[
+				{"hostName":"*","routes":[{"route":"r-tcp","destinations":[
+					{"tags":{"kuma.io/service":"redis"},"policies":{"Retry":`+shownRetry+`}}]}]}]}]}`)
+		p.shows("/meshes/shop/timeouts/slow/dataplanes", `{"total":3,"items":[
+			{"kind":"SidecarDataplane","dataplane":{"mesh":"shop","name":"delegated-1"},"attachments":[
+				{"type":"outbound","name":"127.0.0.1:10006","service":"backend"}]},
+			{"kind":"MeshGatewayDataplane","dataplane":{"mesh":"shop","name":"gateway-1"},`+gateway+`,"listeners":[
+				{"port":80,"protocol":"HTTP","hosts":[{"hostName":"go.com","routes":[
+					{"route":"r-http","destinations":[{"kuma.io/service":"backend"}]}]}]}]},
+			{"kind":"SidecarDataplane","dataplane":{"mesh":"shop","name":"web-1"},"attachments":[
+				{"type":"outbound","name":"127.0.0.1:10006","service":"backend"}]}]}`)
+		// delegated-1 is of the same service.
+		p.shows("/meshes/shop/traffic-logs/of-edge/dataplanes", `{"total":2,"items":[
+			{"kind":"SidecarDataplane","dataplane":{"mesh":"shop","name":"delegated-1"},"attachments":[
+				{"type":"service","name":"backend","service":"backend"},{"type":"service","name":"pass_through","service":"pass_through"}]},
+			{"kind":"MeshGatewayDataplane","dataplane":{"mesh":"shop","name":"gateway-1"},`+gateway+`}]}`)
+		const first = `{"total":1,"items":[{"dataplane":{"mesh":"shop","name":"gateway-1"}}]}`
+		p.shows("/meshes/shop/meshgateways/edge-gateway/dataplanes", first)
+		p.shows("/meshes/shop/meshgateways/edge-gateway/policies", first) // as the documentation page spells it
+		p.shows("/meshes/shop/meshgatewayroutes/r-http/dataplanes", first)
+		p.shows("/meshes/shop/meshgatewayroutes/r-unused/dataplanes", `{"total":0,"items":[]}`)
+		p.shows("/meshes/shop/dataplanes/gateway-1/rules", `{"total":0,"items":null}`) // the only rule is for one destination
+		// It selects both, and counts for the one that no more specific one selects.
+		p.shows("/meshes/shop/meshgateways/less-specific/dataplanes", `{"total":1,"items":[{"dataplane":{"mesh":"shop","name":"gateway-2"}}]}`)
+
+		p.remove("MeshGateway", "shop", "less-specific")
+		p.shows("/meshes/shop/dataplanes/gateway-2/policies",
+			`{"kind":"MeshGatewayDataplane","gateway":{"mesh":"","name":""},"listeners":null}`)
+	}
+}
+
 func TestInspectionOfWhatIsNotThere(t *testing.T) {
 	const (
 		empty   = "{\n \"total\": 0,\n \"items\": []\n}\n"
