@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/meridian-mesh/meridian/api/gateway"
+	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
 	"github.com/meridian-mesh/meridian/api/resource"
 )
@@ -76,11 +77,14 @@ func Gateway(set *policy.Set, p *Proxy) *GatewayPolicies {
 	return out
 }
 
-// destinations are those of all rules. Mirrors are destinations too.
+// destinations are those of all rules, mirrors included.
 func destinations(rules []*gateway.Rule) []Destination {
-	var out []Destination
+	out := []Destination{}
 	for _, rule := range rules {
-		for _, d := range slices.Concat(rule.Backends, rule.Mirrors) {
+		if redirects(rule) {
+			continue // its requests go nowhere
+		}
+		for _, d := range slices.Concat(backends(rule), rule.Mirrors) {
 			if !slices.ContainsFunc(out, func(o Destination) bool { return maps.Equal(o.Tags, d.Tags) }) {
 				out = append(out, Destination{d.Tags, policiesOf(d)})
 			}
@@ -88,6 +92,16 @@ func destinations(rules []*gateway.Rule) []Destination {
 	}
 	slices.SortFunc(out, func(a, b Destination) int { return compareTags(a.Tags, b.Tags) })
 	return out
+}
+
+func redirects(rule *gateway.Rule) bool {
+	return slices.ContainsFunc(rule.HTTP.GetFilters(), func(f *meshv1.MeshGatewayRoute_HttpRoute_Filter) bool { return f.GetRedirect() != nil })
+}
+
+// backends are those that get a share: without any weight all do.
+func backends(rule *gateway.Rule) []*gateway.Destination {
+	weighted := slices.ContainsFunc(rule.Backends, func(d *gateway.Destination) bool { return d.Weight > 0 })
+	return slices.DeleteFunc(slices.Clone(rule.Backends), func(d *gateway.Destination) bool { return weighted && d.Weight == 0 })
 }
 
 func policiesOf(d *gateway.Destination) map[resource.Type]*policy.Policy {

@@ -2,12 +2,14 @@ package server
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/meridian-mesh/meridian/api/codec"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
@@ -502,6 +504,40 @@ func TestInspectionFollowsWrites(t *testing.T) {
 	p.seedYAML("", "type: Mesh\nname: shop")
 	if n := attached(); n != 1 {
 		t.Errorf("%d proxies after the mesh came back", n)
+	}
+}
+
+// Whoever has written sees it in what is inspected next, whatever others write and ask at the same time.
+func TestInspectionIsConcurrent(t *testing.T) {
+	const clients, rounds = 8, 8
+	p := shop(t, resource.Global)
+	var g errgroup.Group
+	for c := range clients {
+		p.seedYAML("zone-1", fmt.Sprintf("type: Dataplane\nmesh: shop\nname: client-%[1]d\nnetworking:\n  address: 10.2.0.%[1]d\n"+
+			"  inbound: [{port: 80, tags: {kuma.io/service: client-%[1]d}}]\n  outbound: [{port: 1, tags: {kuma.io/service: backend}}]", c))
+	}
+	for c := range clients {
+		g.Go(func() error {
+			for round := range rounds {
+				put := fmt.Sprintf(`{"type":"Timeout","mesh":"shop","name":"t-%[1]d","sources":[{"match":{"kuma.io/service":"client-%[1]d"}}],`+
+					`"destinations":[{"match":{"kuma.io/service":"backend"}}],"conf":{"connectTimeout":"%[2]ds"}}`, c, round+1)
+				if a := p.do(http.MethodPut, fmt.Sprintf("/meshes/shop/timeouts/t-%d", c), put); a.Status >= 300 {
+					return fmt.Errorf("PUT: %d %s", a.Status, a.Body)
+				}
+				for target, want := range map[string]string{
+					fmt.Sprintf("/meshes/shop/dataplanes/client-%d/policies", c): fmt.Sprintf(`"connectTimeout": "%ds"`, round+1),
+					fmt.Sprintf("/meshes/shop/timeouts/t-%d/dataplanes", c):      fmt.Sprintf(`"name": "client-%d"`, c),
+				} {
+					if a := p.do(http.MethodGet, target, ""); a.Status != http.StatusOK || !strings.Contains(a.Body, want) {
+						return fmt.Errorf("%s: %d, not %s in %s", target, a.Status, want, a.Body)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
 	}
 }
 
