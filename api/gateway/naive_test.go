@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -116,9 +117,7 @@ func (n naive) describe() []string {
 			layers = []tags{n.tags, l.GetTags(), spec.GetTags()}
 		}
 		for _, layer := range layers {
-			for k, v := range layer {
-				h.tags[k] = v
-			}
+			maps.Copy(h.tags, layer)
 		}
 		if l.GetProtocol() == meshv1.MeshGateway_Listener_HTTPS {
 			h.tls = l.GetTls()

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -39,13 +40,14 @@ type Config struct {
 	listeners map[string]*listenerv3.Listener
 	clusters  map[string]*clusterv3.Cluster
 	endpoints map[string]*endpointv3.ClusterLoadAssignment
+	routes    map[string]*routev3.RouteConfiguration
 }
 
-// New reads resources; those that are no listeners, clusters or endpoints are passed over.
+// New reads resources; those that are no listeners, clusters, endpoints or routes are passed over.
 func New(resources []proto.Message) *Config {
 	c := &Config{
 		listeners: make(map[string]*listenerv3.Listener), clusters: make(map[string]*clusterv3.Cluster),
-		endpoints: make(map[string]*endpointv3.ClusterLoadAssignment),
+		endpoints: make(map[string]*endpointv3.ClusterLoadAssignment), routes: make(map[string]*routev3.RouteConfiguration),
 	}
 	for _, r := range resources {
 		switch m := r.(type) {
@@ -55,6 +57,8 @@ func New(resources []proto.Message) *Config {
 			c.clusters[m.GetName()] = m
 		case *endpointv3.ClusterLoadAssignment:
 			c.endpoints[m.GetClusterName()] = m
+		case *routev3.RouteConfiguration:
+			c.routes[m.GetName()] = m
 		}
 	}
 	return c
@@ -73,8 +77,10 @@ type Connection struct {
 
 // Request is a request on it.
 type Request struct {
-	Method, Path string
-	Headers      map[string]string // names in lower case
+	Method, Path string // with its query
+	// Host is the name that the request is for.
+	Host    string
+	Headers map[string]string // names in lower case
 }
 
 // Outcome is what the proxy does.
@@ -97,6 +103,13 @@ type Outcome struct {
 	Faults []*faultv3.HTTPFault
 	// RateLimit is the limit on the request; nil: none.
 	RateLimit *ratelimitv3.LocalRateLimit
+	// Answer is the status with which the proxy answers itself; 0: it does not. Location is where a redirect leads.
+	Answer   uint32
+	Location string
+	// Mirrors are the clusters that get copies.
+	Mirrors []string
+	// Path is that under which the request goes on, without its query.
+	Path string
 	// Retry is the policy for the request; nil: none.
 	Retry *routev3.RetryPolicy
 }
@@ -176,10 +189,11 @@ func chainFor(l *listenerv3.Listener, conn Connection) int {
 	for i, chain := range l.GetFilterChains() {
 		m, score := chain.GetFilterChainMatch(), 0
 		if names := m.GetServerNames(); len(names) > 0 {
-			if !slices.Contains(names, sni) {
+			length := specificity(names, sni)
+			if length < 0 {
 				continue
 			}
-			score += 8
+			score += 8 * (1 + length)
 		}
 		if p := m.GetTransportProtocol(); p != "" {
 			if p != transport {
@@ -203,6 +217,25 @@ func chainFor(l *listenerv3.Listener, conn Connection) int {
 		}
 		if score > bestScore {
 			best, bestScore = i, score
+		}
+	}
+	return best
+}
+
+// exactName is more than any pattern that covers a name.
+const exactName = 1 << 20
+
+// specificity is how well the best of some names and patterns fits a name: exactly, or by the length of a suffix; -1: none does.
+func specificity(patterns []string, name string) int {
+	best := -1
+	name = strings.ToLower(name)
+	for _, p := range patterns {
+		suffix, wildcard := strings.CutPrefix(p, "*")
+		switch {
+		case p == name:
+			best = exactName
+		case wildcard && strings.HasSuffix(name, suffix):
+			best = max(best, len(suffix))
 		}
 	}
 	return best
@@ -355,10 +388,26 @@ func (c *Config) closeMissing(out *Outcome) error {
 
 func (c *Config) http(m *hcmv3.HttpConnectionManager, req *Request, out *Outcome) error {
 	config := m.GetRouteConfig()
-	if len(config.GetVirtualHosts()) != 1 || !slices.Equal(config.GetVirtualHosts()[0].GetDomains(), []string{"*"}) {
-		return fmt.Errorf("route configuration %q: not one virtual host for all domains", config.GetName())
+	if rds := m.GetRds(); rds != nil {
+		if config = c.routes[rds.GetRouteConfigName()]; config == nil {
+			return fmt.Errorf("no routes %q", rds.GetRouteConfigName())
+		}
 	}
-	host := config.GetVirtualHosts()[0]
+	name := req.Host
+	if m.GetStripAnyHostPort() {
+		name, _, _ = strings.Cut(name, ":")
+	}
+	var host *routev3.VirtualHost
+	best := -1
+	for _, h := range config.GetVirtualHosts() {
+		if fit := specificity(h.GetDomains(), name); fit > best {
+			host, best = h, fit
+		}
+	}
+	if host == nil {
+		out.Refused = "no virtual host"
+		return nil
+	}
 	var route *routev3.Route
 	for _, r := range host.GetRoutes() {
 		ok, err := routeMatches(r.GetMatch(), req)
@@ -399,10 +448,20 @@ func (c *Config) http(m *hcmv3.HttpConnectionManager, req *Request, out *Outcome
 			out.RateLimit = limit
 		}
 	}
+	if d := route.GetDirectResponse(); d != nil {
+		out.Refused, out.Answer = "answered", d.GetStatus()
+		return nil
+	}
+	if r := route.GetRedirect(); r != nil {
+		out.Refused, out.Answer, out.Location = "answered", redirectStatus(r), location(r, req)
+		return nil
+	}
 	action := route.GetRoute()
 	if action == nil {
-		out.Refused = "answered"
-		return nil
+		return fmt.Errorf("action %T is not understood", route.GetAction())
+	}
+	if err := c.forward(route, req, out); err != nil {
+		return err
 	}
 	if action.GetTimeout() != nil {
 		d := action.GetTimeout().AsDuration()
@@ -423,8 +482,59 @@ func (c *Config) http(m *hcmv3.HttpConnectionManager, req *Request, out *Outcome
 	return c.closeMissing(out)
 }
 
+// forward notes under which path a request goes on, and who gets copies.
+func (c *Config) forward(route *routev3.Route, req *Request, out *Outcome) error {
+	action := route.GetRoute()
+	out.Path, _, _ = strings.Cut(req.Path, "?")
+	switch prefix, whole := action.GetPrefixRewrite(), action.GetRegexRewrite(); {
+	case prefix != "":
+		out.Path = prefix + out.Path[len(route.GetMatch().GetPrefix()+route.GetMatch().GetPath()):]
+	case whole != nil:
+		re, err := regexp.Compile(whole.GetPattern().GetRegex())
+		if err != nil {
+			return fmt.Errorf("rewrite: %w", err)
+		}
+		out.Path = re.ReplaceAllLiteralString(out.Path, strings.ReplaceAll(whole.GetSubstitution(), `\\`, `\`))
+	}
+	for _, m := range action.GetRequestMirrorPolicies() {
+		if c.clusters[m.GetCluster()] == nil {
+			return fmt.Errorf("cluster %q of a mirror is missing", m.GetCluster())
+		}
+		out.Mirrors = append(out.Mirrors, m.GetCluster())
+	}
+	return nil
+}
+
+func redirectStatus(r *routev3.RedirectAction) uint32 {
+	return map[routev3.RedirectAction_RedirectResponseCode]uint32{
+		routev3.RedirectAction_MOVED_PERMANENTLY: 301, routev3.RedirectAction_FOUND: 302, routev3.RedirectAction_SEE_OTHER: 303,
+		routev3.RedirectAction_TEMPORARY_REDIRECT: 307, routev3.RedirectAction_PERMANENT_REDIRECT: 308,
+	}[r.GetResponseCode()]
+}
+
+// location is where a redirect leads that names a scheme and a host.
+func location(r *routev3.RedirectAction, req *Request) string {
+	host := r.GetHostRedirect()
+	if r.GetPortRedirect() != 0 {
+		host = net.JoinHostPort(host, strconv.FormatUint(uint64(r.GetPortRedirect()), 10))
+	}
+	return r.GetSchemeRedirect() + "://" + host + req.Path
+}
+
 func routeMatches(m *routev3.RouteMatch, req *Request) (bool, error) {
-	path, _, _ := strings.Cut(req.Path, "?")
+	path, query, _ := strings.Cut(req.Path, "?")
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return false, fmt.Errorf("query of the request: %w", err)
+	}
+	for _, q := range m.GetQueryParameters() {
+		if !values.Has(q.GetName()) {
+			return false, nil
+		}
+		if ok, err := matches(q.GetStringMatch(), values.Get(q.GetName())); err != nil || !ok {
+			return false, err
+		}
+	}
 	switch t := m.GetPathSpecifier().(type) {
 	case *routev3.RouteMatch_Prefix:
 		if !strings.HasPrefix(path, t.Prefix) {
