@@ -3,6 +3,7 @@ package envoy
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -55,7 +56,8 @@ func (g *generator) template() {
 		everything = true
 	}
 	if !everything {
-		clear(g.made)
+		// What a gateway waits for when it starts stays.
+		maps.DeleteFunc(g.made, func(k resourceKey, _ *resource) bool { return k.kind != xds.Runtime })
 		clear(g.secrets)
 	}
 	for i, raw := range conf.GetResources() {
