@@ -255,17 +255,107 @@ func TestListenersDoNotOvertakeClusters(t *testing.T) {
 	r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"x": 1}, Listener: {"l": 1}, Route: {"r": 1}}))
 	p := r.connect(t, "a")
 	p.subscribe(Cluster)
-	first := p.wants(Cluster, content{"x": 1}) // and keeps quiet about it
+	p.takes(Cluster, content{"x": 1})
 	p.subscribe(Listener)
 	p.takes(Listener, content{"l": 1})
 	p.subscribe(Route, "r")
 	p.takes(Route, content{"r": 1})
+	r.settle(t)
+	r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"x": 2}, Listener: {"l": 1}, Route: {"r": 1}}))
+	first := p.wants(Cluster, content{"x": 2}) // and keeps quiet about it
 	r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"y": 1}, Listener: {"l": 2}, Route: {"r": 2}}))
 	p.quiet(Secret)
 	p.ack(first)
-	p.takes(Cluster, content{"y": 1})
+	p.takes(Cluster, content{"x": 2, "y": 1})
 	p.takes(Listener, content{"l": 2})
 	p.takes(Route, content{"r": 2})
+	p.takes(Cluster, content{"y": 1})
+}
+
+// Nor the endpoints of new clusters: until it has them, Envoy does not use a cluster.
+func TestRoutesDoNotOvertakeEndpoints(t *testing.T) {
+	r := newRig(t)
+	r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"x": 1}, Endpoint: {"x": 1}, Route: {"r": 1}}))
+	p := r.connect(t, "a")
+	p.subscribe(Cluster)
+	p.takes(Cluster, content{"x": 1})
+	p.subscribe(Endpoint, "x")
+	p.takes(Endpoint, content{"x": 1})
+	p.subscribe(Route, "r")
+	p.takes(Route, content{"r": 1})
+	r.settle(t)
+	r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"x": 1, "y": 1}, Endpoint: {"x": 1, "y": 1}, Route: {"r": 2}}))
+	clusters := p.wants(Cluster, content{"x": 1, "y": 1})
+	p.quiet(Secret)
+	p.subscribe(Endpoint, "x", "y")
+	p.takes(Endpoint, content{"x": 1, "y": 1})
+	p.quiet(Runtime)
+	p.ack(clusters)
+	p.takes(Route, content{"r": 2})
+}
+
+// A request must find the cluster that it was routed to, also while routes change.
+func TestClustersOutliveWhatSendsToThem(t *testing.T) {
+	begin := func(t *testing.T) (*rig, *proxy) {
+		t.Helper()
+		r := newRig(t)
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"x": 1}, Listener: {"l": 1}, Route: {"r": 1}}))
+		p := r.connect(t, "a")
+		p.subscribe(Cluster)
+		p.takes(Cluster, content{"x": 1})
+		p.subscribe(Listener)
+		p.takes(Listener, content{"l": 1})
+		p.subscribe(Route, "r")
+		p.takes(Route, content{"r": 1})
+		r.settle(t)
+		return r, p
+	}
+	t.Run("until the last answer", func(t *testing.T) {
+		r, p := begin(t)
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"y": 1}, Listener: {"l": 2}, Route: {"r": 2}}))
+		both := p.takes(Cluster, content{"x": 1, "y": 1})
+		p.takes(Listener, content{"l": 2})
+		route := p.wants(Route, content{"r": 2})
+		p.quiet(Secret)
+		p.ack(route)
+		if one := p.takes(Cluster, content{"y": 1}); one.GetVersionInfo() == both.GetVersionInfo() {
+			t.Error("two contents have one version")
+		}
+		p.quiet(Endpoint)
+	})
+	t.Run("until an answer that rejects", func(t *testing.T) {
+		r, p := begin(t)
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"y": 1}, Listener: {"l": 2}, Route: {"r": 1}}))
+		p.takes(Cluster, content{"x": 1, "y": 1})
+		p.nack(p.wants(Listener, content{"l": 2}), "no")
+		p.takes(Cluster, content{"y": 1})
+	})
+	t.Run("through several changes", func(t *testing.T) {
+		r, p := begin(t)
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"y": 1}, Listener: {"l": 1}, Route: {"r": 2}}))
+		p.takes(Cluster, content{"x": 1, "y": 1})
+		second := p.wants(Route, content{"r": 2})
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"z": 1}, Listener: {"l": 1}, Route: {"r": 3}}))
+		p.takes(Cluster, content{"x": 1, "y": 1, "z": 1})
+		p.ack(second)
+		p.takes(Route, content{"r": 3})
+		p.takes(Cluster, content{"z": 1})
+	})
+	t.Run("when it comes back, in its new form", func(t *testing.T) {
+		r, p := begin(t)
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {}, Listener: {"l": 1}, Route: {"r": 2}}))
+		p.takes(Cluster, content{"x": 1})
+		second := p.wants(Route, content{"r": 2})
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"x": 2}, Listener: {"l": 1}, Route: {"r": 2}}))
+		p.takes(Cluster, content{"x": 2})
+		p.ack(second)
+		p.quiet(Secret)
+	})
+	t.Run("not when nothing that could send to it changes", func(t *testing.T) {
+		r, p := begin(t)
+		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"y": 1}, Listener: {"l": 1}, Route: {"r": 1}}))
+		p.takes(Cluster, content{"y": 1})
+	})
 }
 
 func TestRejections(t *testing.T) {

@@ -137,9 +137,9 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 //
 // Kinds are sent in the order of their constants: a cluster is known before the endpoints that fill it and the listeners and
 // routes that send to it (Envoy rejects a listener whose inline route names an unknown cluster). Listeners and routes also
-// wait for clusters that changed while the proxy has yet to acknowledge earlier ones. What goes away does so in the same
-// order: a cluster ends a moment before the last listener that sent to it. Streams that ask for clusters by name, as gRPC does,
-// keep those they have for as long as they name them.
+// wait for clusters that changed while the proxy has yet to acknowledge earlier ones. A cluster that is gone stays with a stream
+// that asks for all of them until the proxy has answered the listeners and routes that no longer send to it, so that no request
+// is lost on the way. Streams that ask for clusters by name, as gRPC does, keep those they have for as long as they name them.
 func (s *Server) Publish(nodeID string, c *Config) {
 	n := s.lockNode(nodeID)
 	defer n.mu.Unlock()

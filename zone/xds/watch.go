@@ -124,6 +124,11 @@ type watch struct {
 	whole      bool          // the next response must hold everything subscribed to
 	// kept are resources that were sent, are asked for by name and are gone; see Kind.keeps.
 	kept map[string]*Resource
+	// leaving are clusters that were sent to a stream that asks for all, are gone, and were in the latest response nevertheless:
+	// listeners and routes that the proxy had by then may send to them.
+	leaving map[string]*Resource
+	// unanswered: the latest response was made, and the proxy has yet to answer it.
+	unanswered bool
 	// again: the next response is due although nothing changed, and must hold everything subscribed to.
 	again bool
 
@@ -164,6 +169,34 @@ func (w *watch) due(k Kind, c *Config) bool {
 	return due
 }
 
+// behind says whether the proxy may still use listeners or routes older than those of c: it has yet to be sent these, or to answer.
+// An answer that rejects is one too. What then stays in use may lack a cluster, but waiting on would let clusters pile up for as long
+// as the proxy rejects.
+func (st *stream) behind(c *Config) bool {
+	for _, k := range []Kind{Listener, Route} {
+		if w := &st.watches[k]; w.unanswered || w.queued != nil || w.held.config != nil && w.due(k, c) {
+			return true
+		}
+	}
+	return false
+}
+
+// warming says whether a listener or route of c would overtake the clusters that it may send to. Those are due and not queued only
+// while the proxy has yet to answer the ones before; when it has, pump runs again.
+//
+// A proxy that asks for all clusters, as Envoy does, takes a new one into use when it has its endpoints. It asks for these before it
+// answers the clusters: so its listeners and routes wait for that answer, and then follow the endpoints, which need no answer.
+func (st *stream) warming(c *Config) bool {
+	clusters, endpoints := &st.watches[Cluster], &st.watches[Endpoint]
+	switch {
+	case clusters.due(Cluster, c):
+		return true
+	case !clusters.subscribed || !clusters.want.all:
+		return false
+	}
+	return clusters.queued != nil || clusters.unanswered || endpoints.whole && endpoints.due(Endpoint, c)
+}
+
 // pump queues an answer to each open watch for which one is due. The caller holds the node's lock.
 //
 // It never blocks. go-control-plane makes one channel for a stream, with room for types.UnknownType (10) responses. A kind has
@@ -178,7 +211,8 @@ func (st *stream) pump(published time.Time) {
 		if w.open == nil && published.IsZero() {
 			continue
 		}
-		if !w.due(k, c) {
+		over := len(w.leaving) > 0 && c != nil && !st.behind(c)
+		if !w.due(k, c) && !over {
 			w.since = time.Time{}
 			continue
 		}
@@ -188,9 +222,7 @@ func (st *stream) pump(published time.Time) {
 		if w.open == nil {
 			continue
 		}
-		// A listener or route must not overtake the clusters it may send to. Those are due and not queued only while the proxy has
-		// yet to answer the ones before; when it has, this runs again.
-		if clusters := &st.watches[Cluster]; (k == Listener || k == Route) && clusters.due(Cluster, c) {
+		if (k == Listener || k == Route) && st.warming(c) {
 			continue
 		}
 		select {
@@ -225,7 +257,7 @@ func (st *stream) CreateWatch(req *cache.Request, s cache.Subscription, out chan
 	}
 	repeated := unchanged && w.answered != "" && w.answered == req.GetResponseNonce()
 	raced := w.stale
-	w.subscribed, w.want, w.answered, w.stale = true, want, req.GetResponseNonce(), false
+	w.subscribed, w.want, w.answered, w.stale, w.unanswered = true, want, req.GetResponseNonce(), false, false
 	if req.GetErrorDetail() != nil {
 		w.rejected = true
 	}
@@ -264,10 +296,17 @@ type response struct {
 func (r *response) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, error) {
 	st, w := r.stream, &r.stream.watches[r.kind]
 	next := contents{r.config, r.kind, w.want}
-	out := &discoveryv3.DiscoveryResponse{
-		VersionInfo: r.config.Version(r.kind),
-		TypeUrl:     r.kind.TypeURL(),
-		Resources:   next.encoded(w),
+	st.node.mu.Lock()
+	w.leave(next, st.behind(r.config))
+	st.node.mu.Unlock()
+	out := &discoveryv3.DiscoveryResponse{VersionInfo: r.config.Version(r.kind), TypeUrl: r.kind.TypeURL()}
+	if len(w.leaving) == 0 {
+		out.Resources = next.encoded(w)
+	} else {
+		all := maps.Clone(w.leaving)
+		maps.Copy(all, r.config.sets[r.kind].byName)
+		s := newSet(all)
+		out.VersionInfo, out.Resources = s.version, s.encoded
 	}
 
 	st.node.mu.Lock()
@@ -284,9 +323,33 @@ func (r *response) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, error
 			}
 		}
 	}
-	w.held, w.rejected, w.again, w.whole, w.queued = next, false, false, false, nil
+	w.held, w.rejected, w.again, w.whole, w.queued, w.unanswered = next, false, false, false, nil, true
 	st.pump(time.Time{})
 	return out, nil
+}
+
+// leave notes which clusters the stream is to hold for a while beyond next. The caller holds the node's lock.
+func (w *watch) leave(next contents, behind bool) {
+	before := w.leaving
+	w.leaving = nil
+	if next.kind != Cluster || !next.sub.all || !behind {
+		return
+	}
+	leaving := make(map[string]*Resource)
+	if w.held.config != nil {
+		w.held.differ(next, func(old, now *Resource) bool {
+			if now == nil {
+				leaving[old.Name] = old
+			}
+			return true
+		})
+	}
+	for name, r := range before {
+		if next.get(name) == nil {
+			leaving[name] = cmp.Or(leaving[name], r)
+		}
+	}
+	w.leaving = leaving
 }
 
 // gone returns a resource that is kept for the stream, or will be.
