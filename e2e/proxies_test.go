@@ -192,8 +192,8 @@ func sound(t testing.TB, proxy *envoy.Proxy) {
 	accepted(t, proxy)
 }
 
-// accepted is what must hold of a proxy that services were taken from: its listeners refer for a moment to a cluster that is
-// gone, since clusters come first.
+// accepted is what must hold also of a proxy that services were taken from while it had no stream: on the next one, clusters come
+// before the listeners that no longer refer to some.
 func accepted(t testing.TB, proxy *envoy.Proxy) {
 	t.Helper()
 	for _, r := range proxy.History() {
