@@ -13,4 +13,5 @@
 //	seed_test.go     what only proxies could write
 //	match_test.go    comparing an answer with an example
 //	page_test.go     the page, put to the planes
+//	inspect_test.go  the examples of the inspect API, each with what it shows
 package page

@@ -52,6 +52,7 @@ func TestThePage(t *testing.T) {
 		{"every body is accepted", b.bodies},
 		{"what the answers show is made", b.populate},
 		{"every example is answered", b.answers},
+		{"every inspection is answered", b.inspections},
 		{"every endpoint answers", b.endpoints},
 		{"pages are linked", b.pages},
 		{"what is there can be deleted", b.deletions},
