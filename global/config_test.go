@@ -44,7 +44,7 @@ func TestConfig(t *testing.T) {
 		}, []string{
 			"general.dataDir: must be set",
 			`log.level: "loud" is not debug, info, warn or error`,
-			`store.type: "etcd" is not memory or bolt`,
+			`store.type: "etcd" is not memory, bolt or postgres`,
 			"apiServer.maxBodyBytes: 1 is less than 1024",
 			"diagnostics.port: -1 is not in 0-65535",
 			`multizone.global.kds.bindAddress: "x" is not an IP address`,
@@ -88,7 +88,7 @@ func TestConfigHasTheKeysClientsLookFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`"mode":"global"`, `"environment":"universal"`, `"apiServer":{`, `"store":{"type":"bolt"}`, `"multizone":{"global":{"kds":{`,
+		`"mode":"global"`, `"environment":"universal"`, `"apiServer":{`, `"store":{"postgres":{`, `"type":"bolt"}`, `"multizone":{"global":{"kds":{`,
 	} {
 		if !strings.Contains(string(got), want) {
 			t.Errorf("%s is not in %s", want, got)

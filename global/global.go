@@ -74,7 +74,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 	reg := prometheus.NewRegistry()
 	g.metrics = reg
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	g.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, store.Options{Registerer: reg, Log: log.With("component", "store")})
+	g.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, "global", store.Options{Registerer: reg, Log: log.With("component", "store")})
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	g.diagnostics, err = diagnostics.New(diagnostics.Options{
-		Config: cfg.Diagnostics, Ready: g.store.Err, Gatherer: reg, Log: log,
+		Config: cfg.Diagnostics, Ready: g.store.Ready, Gatherer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -93,7 +93,7 @@ func TestConfigHasTheKeysClientsLookFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`"mode":"zone"`, `"environment":"universal"`, `"apiServer":{`, `"store":{"type":"bolt"}`,
+		`"mode":"zone"`, `"environment":"universal"`, `"apiServer":{`, `"store":{"postgres":{`, `"type":"bolt"}`,
 		`"multizone":{"zone":{`, `"globalAddress":"grpcs://global.example:5685"`, `"name":"zone-1"`,
 	} {
 		if !strings.Contains(string(got), want) {

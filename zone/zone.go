@@ -60,7 +60,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 	reg := prometheus.NewRegistry()
 	z.metrics = reg
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	z.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, store.Options{Registerer: reg, Log: log.With("component", "store")})
+	z.store, err = storage.Open(ctx, cfg.Store, cfg.General.DataDir, "zone "+cfg.Multizone.Zone.Name, store.Options{Registerer: reg, Log: log.With("component", "store")})
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 		return nil, err
 	}
 	z.diagnostics, err = diagnostics.New(diagnostics.Options{
-		Config: cfg.Diagnostics, Ready: z.store.Err, Gatherer: reg, Log: log,
+		Config: cfg.Diagnostics, Ready: z.store.Ready, Gatherer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err

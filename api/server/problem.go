@@ -103,6 +103,11 @@ func storeProblem(title string, err error) error {
 			status: http.StatusServiceUnavailable, Title: title, retryAfter: 5, err: err,
 			Details: "The store did not answer in time: it may have stored this, or may still do so",
 		}
+	case errors.Is(err, store.ErrUnknown):
+		return &problem{
+			status: http.StatusServiceUnavailable, Title: title, retryAfter: 5, err: err,
+			Details: "The store was lost while it stored this: it may have stored it",
+		}
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed):
 		return &problem{
 			status: http.StatusServiceUnavailable, Title: title, retryAfter: 5, err: err,

@@ -9,6 +9,7 @@ import (
 	"github.com/meridian-mesh/meridian/cmd/internal/launch"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
+	"github.com/meridian-mesh/meridian/common/storage"
 	"github.com/meridian-mesh/meridian/global"
 )
 
@@ -20,7 +21,8 @@ func main() {
 		Log:         func(c global.Config) logging.Config { return c.Log },
 		Diagnostics: func(c global.Config) diagnostics.Config { return c.Diagnostics },
 		Commands: map[string]launch.Command{
-			"token": {Summary: "zone makes the token that a zone presents to the global; see token --help.", Run: tokenCommand},
+			"token":   {Summary: "zone makes the token that a zone presents to the global; see token --help.", Run: tokenCommand},
+			"migrate": launch.Migrate(global.DefaultConfig(), func(c global.Config) storage.Config { return c.Store }),
 		},
 		Start: func(ctx context.Context, c global.Config, log *slog.Logger) (launch.Plane, error) {
 			return global.New(ctx, c, log)

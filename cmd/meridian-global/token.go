@@ -142,17 +142,10 @@ func (o order) mintOnce(ctx context.Context, cfg global.Config) (string, error) 
 }
 
 func (o order) fromStore(ctx context.Context, c storage.Config) (_ string, err error) {
-	if c.Type != storage.Bolt {
+	if c.Type == storage.Memory {
 		return "", fmt.Errorf("the store %q is not on disk: give the --url of the running global", c.Type)
 	}
-	if _, err := os.Stat(filepath.Join(o.dataDir, storage.File)); err != nil {
-		return "", fmt.Errorf("find the global's store (start the global once, or give its --url): %w", err)
-	}
-	backend, err := bolt.Open(filepath.Join(o.dataDir, storage.File), bolt.Options{LockTimeout: time.Millisecond})
-	if err != nil {
-		return "", err
-	}
-	st, err := store.Open(ctx, backend, store.Options{})
+	st, err := o.openStore(ctx, c)
 	if err != nil {
 		return "", err
 	}
@@ -163,6 +156,22 @@ func (o order) fromStore(ctx context.Context, c storage.Config) (_ string, err e
 		return "", fmt.Errorf("make the token: %w", err)
 	}
 	return raw, nil
+}
+
+// openStore opens the store of a global that was started before. A database may be in use by one that runs: nothing is written.
+func (o order) openStore(ctx context.Context, c storage.Config) (*store.Store, error) {
+	if c.Type == storage.Postgres {
+		c.Postgres.AutoMigrate = false
+		return storage.Open(ctx, c, o.dataDir, "global", store.Options{})
+	}
+	if _, err := os.Stat(filepath.Join(o.dataDir, storage.File)); err != nil {
+		return nil, fmt.Errorf("find the global's store (start the global once, or give its --url): %w", err)
+	}
+	backend, err := bolt.Open(filepath.Join(o.dataDir, storage.File), bolt.Options{LockTimeout: time.Millisecond})
+	if err != nil {
+		return nil, err
+	}
+	return store.Open(ctx, backend, store.Options{})
 }
 
 // ask requests the token from the API of a running global.

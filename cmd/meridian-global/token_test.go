@@ -27,7 +27,7 @@ import (
 func dataDir(t *testing.T) (string, *store.Store) {
 	t.Helper()
 	dir := t.TempDir()
-	st, err := storage.Open(t.Context(), storage.Default(), dir, store.Options{})
+	st, err := storage.Open(t.Context(), storage.Default(), dir, "global", store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/meridian-mesh/meridian/cmd/internal/launch"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
+	"github.com/meridian-mesh/meridian/common/storage"
 	"github.com/meridian-mesh/meridian/zone"
 )
 
@@ -19,6 +20,9 @@ func main() {
 		Defaults:    zone.DefaultConfig(),
 		Log:         func(c zone.Config) logging.Config { return c.Log },
 		Diagnostics: func(c zone.Config) diagnostics.Config { return c.Diagnostics },
+		Commands: map[string]launch.Command{
+			"migrate": launch.Migrate(zone.DefaultConfig(), func(c zone.Config) storage.Config { return c.Store }),
+		},
 		Start: func(ctx context.Context, c zone.Config, log *slog.Logger) (launch.Plane, error) {
 			return zone.New(ctx, c, log)
 		},

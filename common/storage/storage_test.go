@@ -1,6 +1,7 @@
 package storage_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T, c storage.Config, dir string) *store.Store {
 	t.Helper()
-	s, err := storage.Open(t.Context(), c, dir, store.Options{})
+	s, err := storage.Open(t.Context(), c, dir, "global", store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,13 +79,13 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		dir    string
 		want   string
 	}{
-		{"a type that does not exist", storage.Config{Type: "postgres"}, dir, `open postgres store: type: "postgres" is not memory or bolt`},
+		{"a type that does not exist", storage.Config{Type: "etcd"}, dir, `open etcd store: type: "etcd" is not memory, bolt or postgres`},
 		{"a data directory that is a file", storage.Default(), file, "make data directory"},
 		{"a file that is no database", storage.Default(), broken, "open bolt store"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s, err := storage.Open(t.Context(), tt.config, tt.dir, store.Options{})
+			s, err := storage.Open(t.Context(), tt.config, tt.dir, "global", store.Options{})
 			if err == nil {
 				_ = s.Close()
 				t.Fatal("Open succeeded")
@@ -100,7 +101,53 @@ func TestValidate(t *testing.T) {
 	if errs := storage.Default().Validate(); len(errs) > 0 {
 		t.Errorf("the default is refused: %v", errs)
 	}
-	if errs := (storage.Config{Type: "etcd"}).Validate(); len(errs) != 1 || errs[0].Error() != `type: "etcd" is not memory or bolt` {
+	if errs := (storage.Config{Type: "etcd"}).Validate(); len(errs) != 1 || errs[0].Error() != `type: "etcd" is not memory, bolt or postgres` {
 		t.Errorf("problems are %v", errs)
+	}
+}
+
+func TestValidatePostgres(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*storage.PostgresConfig)
+		want   string // "": valid
+	}{
+		{"a URL", func(*storage.PostgresConfig) {}, ""},
+		{"a file with the URL", func(c *storage.PostgresConfig) { c.URL, c.URLFile = "", "/run/url" }, ""},
+		{"neither", func(c *storage.PostgresConfig) { c.URL = "" }, "postgres.url: must be set, or urlFile"},
+		{"both", func(c *storage.PostgresConfig) { c.URLFile = "/run/url" }, "postgres.urlFile: url is set as well"},
+		{"another database", func(c *storage.PostgresConfig) { c.URL = "mysql://u:hunter2@h/d" }, "postgres.url: not a URL such as"},
+		{"no URL at all", func(c *storage.PostgresConfig) { c.URL = "host=h password=hunter2" }, "postgres.url: not a URL such as"},
+		{"a bad escape", func(c *storage.PostgresConfig) { c.URL = "postgres://u:hunter2%zz@h/d" }, "postgres.url: not a URL such as"},
+		{"a bad port", func(c *storage.PostgresConfig) { c.URL = "postgres://u:hunter2@h:port/d" }, "postgres.url: not a URL such as"},
+		{
+			"a TLS mode that does not exist", func(c *storage.PostgresConfig) { c.URL = "postgres://u:hunter2@h/d?sslmode=maybe" },
+			`postgres.url: postgres URL of host "h": sslmode is invalid`,
+		},
+		{
+			"a certificate that is not there", func(c *storage.PostgresConfig) {
+				c.URL = "postgres://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/absent"
+			},
+			"no such file",
+		},
+		{"one connection", func(c *storage.PostgresConfig) { c.MaxConnections = 1 }, "postgres.maxConnections: 1 is not 2-1000"},
+		{"no time", func(c *storage.PostgresConfig) { c.Timeout = 0 }, "postgres.timeout: 0s is less than 100ms"},
+		{"no time to start", func(c *storage.PostgresConfig) { c.StartTimeout = 0 }, "postgres.startTimeout: 0s is less than 1s"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := storage.Default()
+			c.Type, c.Postgres.URL = storage.Postgres, "postgres://u:hunter2@h:5432/d?sslmode=require"
+			tt.change(&c.Postgres)
+			errs := c.Validate()
+			switch {
+			case tt.want == "" && len(errs) > 0:
+				t.Errorf("refused: %v", errs)
+			case tt.want != "" && (len(errs) != 1 || !strings.Contains(errs[0].Error(), tt.want)):
+				t.Errorf("problems are %v, want %q", errs, tt.want)
+			case strings.Contains(fmt.Sprint(errs), "hunter2"):
+				t.Errorf("the password is shown: %v", errs)
+			}
+		})
 	}
 }

@@ -14,20 +14,48 @@ import (
 // another. Records are shared with all readers: a backend must not change one, and may keep the pointer.
 //
 // A backend whose storage has a single writer, such as a file, needs no more than this. Where several replicas write
-// to one database, Append finds that Group.Base is no longer the newest revision, because another replica committed
-// in between. Such a backend refuses the group without storing any of it, and implements a further, optional
-// interface that hands the others' batches to the store; the store then applies them and runs the functions of the
-// refused group again on the newer head, which is why [Store.Update] lets a function run more than once.
+// to one database, the backend is a [Shared] one.
 type Backend interface {
 	// Load yields every record and every tombstone, in any order, and returns the head they belong to. A new backend
 	// first makes itself an ID ([NewID]) and stores it. What cannot be read back whole is an error that names the
 	// key; nothing is skipped. An error of a yield function ends the load and is returned wrapped.
 	Load(ctx context.Context, record func(*Record) error, tombstone func(Tombstone) error) (Head, error)
 	// Append makes the group durable, all of it or nothing, before it returns nil. After any error the store
-	// appends nothing more.
+	// appends nothing more, unless the backend is a [Shared] one.
 	Append(ctx context.Context, g Group) error
 	// Close releases what the backend holds. The same storage can be opened again afterwards.
 	Close() error
+}
+
+// Shared is a Backend on storage that several replicas of a plane write to. They take turns: a replica locks the
+// storage, takes over what others committed since its last look, runs its updates on that very state, appends, and
+// so lets go. Updates are therefore never decided on a stale head, and a replica that waited for its turn never has to
+// start over, however many others write: the turn comes with the lock.
+//
+// A failure is not final. The storage may be away and come back: every call may be tried again, and the store does so.
+// What is not known to be stored after an error is found out by Follow, which gives whatever is there.
+//
+// As with Backend, no call overlaps another, those of [Leaser] excepted.
+type Shared interface {
+	Backend
+	// Lock waits for this replica's turn and returns the newest revision of the storage. Nobody else appends until
+	// Append, Unlock, or the loss of the connection. It fails after a bounded time.
+	Lock(ctx context.Context) (Revision, error)
+	// Unlock ends the turn without an Append. Without a turn it does nothing.
+	Unlock(ctx context.Context)
+	// Follow yields what is stored of every key that was changed since the newest head that Load, Follow or Append left
+	// in this backend, in any order, each key once, and returns the head it belongs to. It may be called with
+	// and without a turn. ErrCompacted: that cannot be told, because deletions since may be forgotten or because
+	// the storage has another history (it was restored from a backup, or replaced); the caller loads it as a whole.
+	// Another history comes with another ID and a newer revision: where the storage has kept its ID, the backend
+	// gives it a new one, so that no revision of the old history can be mistaken for one of the new.
+	Follow(ctx context.Context, record func(*Record) error, tombstone func(Tombstone) error) (Head, error)
+	// Advanced tells that Follow has something to say: others committed, or the storage is away, or back. One value
+	// stands for any number of reasons.
+	Advanced() <-chan struct{}
+	// Append, here, is called during a turn and ends it whatever it returns. It fails after a bounded time. An error
+	// that is ErrUnknown leaves open whether the group was stored; ErrBehind says that it was not, and that the same
+	// updates may succeed in another turn; after any other error nothing of it is stored.
 }
 
 // Head is what a backend knows beside records and tombstones.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-memdb"
 )
@@ -16,10 +17,10 @@ import (
 // disk; and a batch's function always sees every batch before its own.
 type Store struct {
 	// Set by Open, read-only after.
-	id      string
 	opts    Options
 	backend Backend
-	db      *memdb.MemDB
+	shared  Shared // backend, where other replicas write to its storage too; else nil
+	leaser  Leaser
 	metrics *metrics
 	queue   chan *request
 	closing chan struct{} // closed by Close: no further updates
@@ -27,17 +28,19 @@ type Store struct {
 	close   func() error  // once
 
 	// Owned by the committer goroutine.
+	db      *memdb.MemDB
 	compact compactor
 
 	bells bells
 
 	head   atomic.Pointer[Snapshot]
-	failed atomic.Pointer[error] // set once, by the committer, when an append fails
+	failed atomic.Pointer[error] // set by the committer when an append fails; reset only where the backend is shared
 }
 
 // request is an update on its way through the queue.
 type request struct {
 	fn       func(head *Snapshot) ([]Op, error)
+	lease    *Lease        // must be held; nil: none
 	state    atomic.Uint32 // requestWaiting until either side takes it
 	answered chan answer   // cap 1: the committer never waits for a caller
 }
@@ -46,6 +49,9 @@ type answer struct {
 	revision Revision
 	err      error
 }
+
+// retryUnavailable is how often a store asks its storage, while that is away, whether it is back.
+const retryUnavailable = time.Second
 
 const (
 	requestWaiting   = iota
@@ -77,12 +83,15 @@ func open(ctx context.Context, b Backend, o Options) (*Store, error) {
 		done:    make(chan struct{}),
 		compact: compactor{retention: o.TombstoneRetention, max: o.MaxTombstones},
 	}
+	s.shared, _ = b.(Shared)
+	if s.leaser, _ = b.(Leaser); s.leaser == nil {
+		s.leaser = &localLeases{byName: map[string]Lease{}}
+	}
 	head, err := load(ctx, b, db)
 	if err != nil {
 		return nil, err
 	}
-	s.id = head.ID
-	s.head.Store(head.snapshot)
+	s.head.Store(head)
 	if s.metrics, err = newMetrics(s, o.Registerer); err != nil {
 		return nil, err
 	}
@@ -91,16 +100,19 @@ func open(ctx context.Context, b Backend, o Options) (*Store, error) {
 	return s, nil
 }
 
-// ID identifies the store: random, made with it, shared by all that write to the same backend, kept across restarts.
-func (s *Store) ID() string { return s.id }
+// ID identifies the store: random, made with it, shared by all that write to the same backend, kept across restarts. It
+// changes under a running store only when the database behind it is replaced, or restored to an earlier state:
+// whoever remembers a revision of this store together with the ID then knows that it means nothing any more.
+func (s *Store) ID() string { return s.head.Load().id }
 
 // Snapshot returns the newest published state.
 func (s *Store) Snapshot() *Snapshot { return s.head.Load() }
 
 // Update commits one batch: the ops that fn returns for the pending head, that is, the state after every batch
 // accepted before this one. It answers once the batch is durable and published, with the batch's revision (the
-// head's, when fn returned no ops or none of them changed anything). fn runs on the committer: it must be quick,
-// must not block, and may run more than once. Its error is returned unchanged and nothing is applied; a panic of fn
+// head's, when fn returned no ops or none of them changed anything). Where several replicas share the storage, the
+// pending head has what any of them had committed when Update was called; so an Update without ops is a read that
+// is never stale. fn runs on the committer: it must be quick, must not block, and may run more than once. Its error is returned unchanged and nothing is applied; a panic of fn
 // becomes an error.
 //
 // The store keeps a copy of each record of the ops, with Version and CreateRevision set, times in UTC, and no empty
@@ -109,12 +121,15 @@ func (s *Store) Snapshot() *Snapshot { return s.head.Load() }
 //
 // Update blocks while the queue is full. When ctx ends it returns ctx's error, wrapped: the batch was not applied if
 // the committer had not come to it; otherwise it may or may not be, now or shortly.
-// Other errors: ErrConflict, ErrInvalid, ErrUnavailable, ErrClosed.
+// Other errors: ErrConflict, ErrInvalid, ErrUnavailable (with ErrUnknown or ErrFailed, or neither), ErrClosed.
 func (s *Store) Update(ctx context.Context, fn func(head *Snapshot) ([]Op, error)) (Revision, error) {
+	return s.update(ctx, &request{fn: fn, answered: make(chan answer, 1)})
+}
+
+func (s *Store) update(ctx context.Context, r *request) (Revision, error) {
 	if err := s.Err(); err != nil {
 		return 0, err
 	}
-	r := &request{fn: fn, answered: make(chan answer, 1)}
 	select {
 	case s.queue <- r:
 	case <-ctx.Done():
@@ -141,17 +156,25 @@ func (s *Store) Update(ctx context.Context, fn func(head *Snapshot) ([]Op, error
 	}
 }
 
-// Err is not nil once the store refuses writes (ErrUnavailable) or is closed.
+// Err is not nil while the store refuses writes (ErrUnavailable) and once it is closed.
 func (s *Store) Err() error {
-	if err := s.failed.Load(); err != nil {
-		return *err
-	}
 	select {
 	case <-s.closing:
 		return ErrClosed
 	default:
-		return nil
 	}
+	if err := s.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Ready is Err, but nil while the store only waits for its storage to come back and answers reads meanwhile.
+func (s *Store) Ready() error {
+	if err := s.Err(); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrFailed) {
+		return err
+	}
+	return nil
 }
 
 // Close waits for the pending batches, then closes the backend. Snapshots stay readable. Closing again does nothing
@@ -172,10 +195,22 @@ func (s *Store) shutDown() error {
 // run is the committer.
 func (s *Store) run(ctx context.Context) {
 	defer close(s.done)
+	var advanced <-chan struct{}
+	if s.shared != nil {
+		advanced = s.shared.Advanced()
+	}
 	for {
+		var again <-chan time.Time
+		if s.shared != nil && s.failed.Load() != nil {
+			again = time.After(retryUnavailable)
+		}
 		select {
 		case r := <-s.queue:
 			s.commitGroup(ctx, r)
+		case <-advanced:
+			s.catchUp(ctx)
+		case <-again:
+			s.catchUp(ctx)
 		case <-s.closing:
 			for {
 				select {
@@ -189,40 +224,85 @@ func (s *Store) run(ctx context.Context) {
 	}
 }
 
+// take makes r the committer's; false: its caller has left.
+func (r *request) take() bool { return r.state.CompareAndSwap(requestWaiting, requestTaken) }
+
 // commitGroup runs r and what waits behind it, commits what they ask for, and answers them.
 func (s *Store) commitGroup(ctx context.Context, r *request) {
-	g := newGroup(s.db, s.head.Load())
-	for r != nil {
-		if r.state.CompareAndSwap(requestWaiting, requestTaken) {
-			if err := s.failed.Load(); err != nil {
-				r.answered <- answer{err: *err}
-			} else {
-				g.run(r)
+	if !r.take() {
+		return
+	}
+	if err := s.failed.Load(); err != nil {
+		r.answered <- answer{err: *err}
+		s.metrics.count(outcomeFailed)
+		return
+	}
+	g, err := s.tryGroup(ctx, []*request{r})
+	if errors.Is(err, ErrBehind) {
+		g, err = s.tryGroup(ctx, g.requests())
+	}
+	if err != nil {
+		err = s.fail(ctx, err)
+	}
+	g.answer(s.metrics, err)
+}
+
+// tryGroup runs taken and what waits in the queue as one group, and commits it. Nobody is answered yet.
+func (s *Store) tryGroup(ctx context.Context, taken []*request) (*group, error) {
+	if s.shared != nil {
+		defer s.shared.Unlock(ctx)
+		if err := s.lock(ctx); err != nil {
+			g := newGroup(s.db, s.head.Load())
+			for _, r := range taken {
+				g.waiting = append(g.waiting, waiter{request: r, pending: true})
 			}
+			return g, err
 		}
-		r = nil
-		if len(g.waiting) < s.opts.MaxGroupBatches && g.bytes < s.opts.MaxGroupBytes {
-			select {
-			case r = <-s.queue:
-			default:
+	}
+	g := newGroup(s.db, s.head.Load())
+	for _, r := range taken {
+		g.run(r, s.checkLease(ctx, r))
+	}
+	for waits := true; waits && len(g.waiting) < s.opts.MaxGroupBatches && g.bytes < s.opts.MaxGroupBytes; {
+		select {
+		case r := <-s.queue:
+			if r.take() {
+				g.run(r, s.checkLease(ctx, r))
 			}
+		default:
+			waits = false
 		}
 	}
 	if g.txn == nil { // nobody changed anything
-		g.answer(s.metrics, nil)
-		return
+		return g, nil
 	}
 	s.compact.run(g)
 	if err := s.metrics.timeAppend(len(g.batches), func() error { return s.backend.Append(ctx, g.durable()) }); err != nil {
 		g.txn.Abort()
-		err = fmt.Errorf("%w: append revisions %d to %d: %w", ErrUnavailable, g.base.revision+1, g.revision, err)
-		s.failed.Store(&err)
-		s.opts.Log.ErrorContext(ctx, "store refuses writes from now on", "err", err)
-		g.answer(s.metrics, err)
-		return
+		return g, fmt.Errorf("append revisions %d to %d: %w", g.base.revision+1, g.revision, err)
 	}
 	s.publish(g)
-	g.answer(s.metrics, nil)
+	return g, nil
+}
+
+// fail makes the store refuse writes, until catchUp succeeds where the backend is shared, else for good. It returns
+// the error to answer.
+func (s *Store) fail(ctx context.Context, err error) error {
+	if s.shared == nil {
+		err = fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrFailed, err)
+		s.opts.Log.ErrorContext(ctx, "store refuses writes from now on", "err", err)
+	} else {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		if s.failed.Load() == nil {
+			s.opts.Log.WarnContext(ctx, "store refuses writes until its storage answers; reads go on", "err", err)
+		}
+	}
+	kept := err
+	if errors.Is(err, ErrUnknown) { // true of this group, not of those that come after it
+		kept = fmt.Errorf("%w: the last commit failed", ErrUnavailable)
+	}
+	s.failed.Store(&kept)
+	return err
 }
 
 func (s *Store) publish(g *group) {
@@ -232,6 +312,7 @@ func (s *Store) publish(g *group) {
 		revision:   g.revision,
 		compacted:  g.compacted,
 		tombstones: g.tombstones,
+		id:         g.id,
 		next:       make(chan struct{}),
 	})
 	close(g.base.next)

@@ -25,6 +25,7 @@ type group struct {
 	revision, compacted Revision
 	tombstones          int
 
+	id      string
 	batches []Batch
 	forget  []Key
 	bytes   int // of the records in batches, roughly
@@ -47,7 +48,7 @@ type change struct {
 }
 
 func newGroup(db *memdb.MemDB, base *Snapshot) *group {
-	return &group{db: db, base: base, revision: base.revision, compacted: base.compacted, tombstones: base.tombstones}
+	return &group{db: db, base: base, id: base.id, revision: base.revision, compacted: base.compacted, tombstones: base.tombstones}
 }
 
 // head is the state after all batches so far.
@@ -55,14 +56,19 @@ func (g *group) head() *Snapshot {
 	if g.txn == nil {
 		return g.base
 	}
-	return &Snapshot{txn: g.txn, revision: g.revision, compacted: g.compacted, tombstones: g.tombstones, next: g.base.next}
+	return &Snapshot{txn: g.txn, revision: g.revision, compacted: g.compacted, tombstones: g.tombstones, id: g.id, next: g.base.next}
 }
 
-// run decides one request and applies it if it is accepted. Its answer waits for the group.
-func (g *group) run(r *request) {
+// run decides one request and applies it if it is accepted. Its answer waits for the group. refusal, when not nil, is
+// why it is not even run.
+func (g *group) run(r *request, refusal error) {
 	head := g.head()
 	w := waiter{request: r, outcome: outcomeCommitted, pending: g.txn != nil}
-	changes, err := g.prepare(r.fn, head)
+	var changes []change
+	err := refusal
+	if err == nil {
+		changes, err = g.prepare(r.fn, head)
+	}
 	switch {
 	case errors.Is(err, ErrConflict):
 		w.outcome, w.answer.err = outcomeConflict, err
@@ -289,6 +295,15 @@ func (g *group) must(err error) {
 // durable is what the backend has to write.
 func (g *group) durable() Group {
 	return Group{Base: g.base.revision, Batches: slices.Clip(g.batches), Forget: g.forget, Compacted: g.compacted}
+}
+
+// requests are those that ran and are not answered.
+func (g *group) requests() []*request {
+	all := make([]*request, len(g.waiting))
+	for i, w := range g.waiting {
+		all[i] = w.request
+	}
+	return all
 }
 
 // answer answers every request that ran; failure, when not nil, to all that stood on the group's batches.

@@ -7,13 +7,8 @@ import (
 	"github.com/hashicorp/go-memdb"
 )
 
-type loaded struct {
-	Head
-	snapshot *Snapshot
-}
-
 // load fills the tables from the backend, and refuses a state that no committer can have left.
-func load(ctx context.Context, b Backend, db *memdb.MemDB) (loaded, error) {
+func load(ctx context.Context, b Backend, db *memdb.MemDB) (*Snapshot, error) {
 	g := newGroup(db, &Snapshot{})
 	g.txn = db.Txn(true)
 	defer g.txn.Abort() // nothing, once committed
@@ -56,21 +51,22 @@ func load(ctx context.Context, b Backend, db *memdb.MemDB) (loaded, error) {
 			return nil
 		})
 	if err != nil {
-		return loaded{}, fmt.Errorf("load: %w", err)
+		return nil, fmt.Errorf("load: %w", err)
 	}
 	if g.revision > head.Revision || head.Compacted > head.Revision {
-		return loaded{}, fmt.Errorf("load: head is at revision %d, but revision %d is stored, and %d compacted",
+		return nil, fmt.Errorf("load: head is at revision %d, but revision %d is stored, and %d compacted",
 			head.Revision, g.revision, head.Compacted)
 	}
 	for k, n := range counts {
 		g.addCounts(countDeltas{k: n}, last[k.typ])
 	}
 	g.txn.Commit()
-	return loaded{Head: head, snapshot: &Snapshot{
+	return &Snapshot{
 		txn:        db.Txn(false),
 		revision:   head.Revision,
 		compacted:  head.Compacted,
 		tombstones: g.tombstones,
+		id:         head.ID,
 		next:       make(chan struct{}),
-	}}, nil
+	}, nil
 }

@@ -24,11 +24,13 @@ type metrics struct {
 	registerer prometheus.Registerer // nil: not registered
 
 	appendSeconds prometheus.Histogram
+	followSeconds prometheus.Histogram
+	reloads       prometheus.Counter
 	groupBatches  prometheus.Histogram
 	batches       map[outcome]prometheus.Counter
 	batchesVec    *prometheus.CounterVec
 
-	revision, records, tombstones, queueLength *prometheus.Desc
+	revision, records, tombstones, queueLength, writable *prometheus.Desc
 }
 
 func newMetrics(s *Store, reg prometheus.Registerer) (*metrics, error) {
@@ -38,6 +40,13 @@ func newMetrics(s *Store, reg prometheus.Registerer) (*metrics, error) {
 		appendSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "meridian_store_commit_duration_seconds", Help: "Time to make one group of batches durable.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 12),
+		}),
+		followSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "meridian_store_follow_duration_seconds", Help: "Time to take over what other replicas committed.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 12),
+		}),
+		reloads: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meridian_store_reloads_total", Help: "Times the whole state was read anew, because the database was replaced, restored or far ahead.",
 		}),
 		groupBatches: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "meridian_store_group_batches", Help: "Batches that shared one durable transaction.",
@@ -50,6 +59,7 @@ func newMetrics(s *Store, reg prometheus.Registerer) (*metrics, error) {
 		revision:    prometheus.NewDesc("meridian_store_revision", "Revision of the published snapshot.", nil, nil),
 		records:     prometheus.NewDesc("meridian_store_records", "Records held, by resource type.", []string{"type"}, nil),
 		tombstones:  prometheus.NewDesc("meridian_store_tombstones", "Deletions remembered.", nil, nil),
+		writable:    prometheus.NewDesc("meridian_store_writable", "1 while the store accepts writes, else 0.", nil, nil),
 		queueLength: prometheus.NewDesc("meridian_store_queue_length", "Updates waiting for the committer.", nil, nil),
 	}
 	for _, o := range []outcome{outcomeCommitted, outcomeUnchanged, outcomeConflict, outcomeRejected, outcomeFailed} {
@@ -84,7 +94,11 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.appendSeconds.Describe(ch)
 	m.groupBatches.Describe(ch)
 	m.batchesVec.Describe(ch)
-	for _, d := range []*prometheus.Desc{m.revision, m.records, m.tombstones, m.queueLength} {
+	if m.store.shared != nil {
+		m.followSeconds.Describe(ch)
+		m.reloads.Describe(ch)
+	}
+	for _, d := range []*prometheus.Desc{m.revision, m.records, m.tombstones, m.queueLength, m.writable} {
 		ch <- d
 	}
 }
@@ -94,6 +108,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.appendSeconds.Collect(ch)
 	m.groupBatches.Collect(ch)
 	m.batchesVec.Collect(ch)
+	if m.store.shared != nil {
+		m.followSeconds.Collect(ch)
+		m.reloads.Collect(ch)
+	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
@@ -104,4 +122,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(m.tombstones, float64(head.tombstones))
 	gauge(m.queueLength, float64(m.store.Waiting()))
+	writable := 1.0
+	if m.store.Err() != nil {
+		writable = 0
+	}
+	gauge(m.writable, writable)
 }

@@ -16,6 +16,7 @@ type Snapshot struct {
 	txn                 *memdb.Txn // read-only; of the pending head: the committer's
 	revision, compacted Revision
 	tombstones          int
+	id                  string
 	next                chan struct{}
 }
 

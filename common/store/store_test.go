@@ -146,6 +146,7 @@ func TestMetricsSayWhatTheStoreHoldsAndDid(t *testing.T) {
 		"meridian_store_records{type=TrafficRoute} 1",
 		"meridian_store_revision 2",
 		"meridian_store_tombstones 1",
+		"meridian_store_writable 0",
 	}
 	if diff := cmp.Diff(want, exposed(t, reg)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -144,7 +144,7 @@ func (ps *planes) startZone(t *testing.T) {
 func (ps *planes) seedZone(t *testing.T, records []*store.Record) {
 	t.Helper()
 	ps.zone.stop()
-	st, err := storage.Open(t.Context(), ps.zoneConfig.Store, ps.zone.dir, store.Options{})
+	st, err := storage.Open(t.Context(), ps.zoneConfig.Store, ps.zone.dir, "zone "+ps.zoneConfig.Multizone.Zone.Name, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

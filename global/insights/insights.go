@@ -84,7 +84,7 @@ func (in *Insights) Run(ctx context.Context) error {
 		switch {
 		case errors.Is(err, store.ErrCompacted):
 			in.log.InfoContext(ctx, "insights are counted anew: more was deleted at once than is remembered")
-		case errors.Is(err, store.ErrUnavailable):
+		case errors.Is(err, store.ErrFailed):
 			// The store has said why. What is stored stays readable; the next process counts anew.
 			in.log.WarnContext(ctx, "insights are no longer kept: the store refuses writes")
 			return nil
@@ -205,7 +205,7 @@ func (in *Insights) flush(ctx context.Context, snap *store.Snapshot, begin time.
 	for len(in.dirty) > 0 {
 		stored, err := in.storeChanged(ctx, snap)
 		switch {
-		case err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrClosed)):
+		case err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrFailed) || errors.Is(err, store.ErrClosed)):
 			return err
 		case err != nil:
 			in.log.WarnContext(ctx, "insights could not be stored and will be again", "err", err)

@@ -160,7 +160,7 @@ func (s *Server) next(ctx context.Context, known string, done <-chan time.Time) 
 		case <-ctx.Done():
 			return nil
 		}
-		if s.o.Store.Err() != nil { // Changed does not block any more
+		if errors.Is(s.o.Store.Err(), store.ErrClosed) { // Changed does not block any more
 			return nil
 		}
 		// A rollout changes proxies one by one: what changes within the holdoff is told together.

@@ -133,7 +133,7 @@ func writing(ctx context.Context, wake <-chan struct{}, due <-chan time.Time, wr
 		case err == nil:
 		case ctx.Err() != nil:
 			return err
-		case errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrUnavailable):
+		case errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrFailed):
 			log.WarnContext(ctx, "nothing more is written: the store refuses writes", "err", err)
 			<-ctx.Done()
 			return fmt.Errorf("write to the store: %w", ctx.Err())

@@ -3,7 +3,7 @@
 // page only after everything below it.
 //
 // The file has three buckets. "meta" holds the format, the store's ID and the head; "records" and "tombstones" hold one
-// entry per key, whose name is the type, mesh and name joined by NULs. Values are described at encodeRecord.
+// entry per key, whose name is the type, mesh and name joined by NULs. Values are described in package codec.
 package bolt
 
 import (
@@ -19,6 +19,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/store/internal/codec"
 )
 
 var (
@@ -27,7 +28,7 @@ var (
 	// ErrFormat reports a file that is not a store, or one of a format this program does not know.
 	ErrFormat = errors.New("unknown store format")
 	// ErrCorrupt reports content that does not read back as it was written. The error names the key.
-	ErrCorrupt = errors.New("store file is corrupt")
+	ErrCorrupt = codec.ErrCorrupt
 )
 
 // Options tune the backend; the zero value means the defaults.
@@ -156,13 +157,13 @@ func (b *Backend) Load(
 		if head, err = readHead(tx.Bucket([]byte(bucketMeta))); err != nil {
 			return err
 		}
-		var keys keyReader
+		var keys codec.KeyReader
 		err = tx.Bucket([]byte(bucketRecords)).ForEach(func(k, v []byte) error {
-			key, err := keys.read(k)
+			key, err := keys.Read(k)
 			if err != nil {
 				return err
 			}
-			r, err := decodeRecord(key, k, v)
+			r, err := codec.DecodeRecord(key, k, v)
 			if err != nil {
 				return fmt.Errorf("record %s: %w", key, err)
 			}
@@ -172,11 +173,11 @@ func (b *Backend) Load(
 			return err
 		}
 		return tx.Bucket([]byte(bucketTombstones)).ForEach(func(k, v []byte) error {
-			key, err := keys.read(k)
+			key, err := keys.Read(k)
 			if err != nil {
 				return err
 			}
-			t, err := decodeTombstone(key, k, v)
+			t, err := codec.DecodeTombstone(key, k, v)
 			if err != nil {
 				return fmt.Errorf("tombstone %s: %w", key, err)
 			}
@@ -203,20 +204,20 @@ func (b *Backend) Append(_ context.Context, g store.Group) error {
 		}
 		for _, batch := range g.Batches {
 			for _, r := range batch.Puts {
-				k := encodeKey(r.Key)
-				if err := errors.Join(records.Put(k, encodeRecord(k, r)), tombstones.Delete(k)); err != nil {
+				k := codec.EncodeKey(r.Key)
+				if err := errors.Join(records.Put(k, codec.EncodeRecord(k, r)), tombstones.Delete(k)); err != nil {
 					return fmt.Errorf("put %s: %w", r.Key, err)
 				}
 			}
 			for _, t := range batch.Deletes {
-				k := encodeKey(t.Key)
-				if err := errors.Join(records.Delete(k), tombstones.Put(k, encodeTombstone(k, t))); err != nil {
+				k := codec.EncodeKey(t.Key)
+				if err := errors.Join(records.Delete(k), tombstones.Put(k, codec.EncodeTombstone(k, t))); err != nil {
 					return fmt.Errorf("delete %s: %w", t.Key, err)
 				}
 			}
 		}
 		for _, key := range g.Forget {
-			if err := tombstones.Delete(encodeKey(key)); err != nil {
+			if err := tombstones.Delete(codec.EncodeKey(key)); err != nil {
 				return fmt.Errorf("forget %s: %w", key, err)
 			}
 		}

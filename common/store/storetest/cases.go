@@ -19,7 +19,7 @@ import (
 
 // Cases returns everything a backend must keep.
 func Cases() []Case {
-	return slices.Concat(batchCases(), readCases(), durabilityCases(), historyCases(), watchCases(), failureCases())
+	return slices.Concat(batchCases(), readCases(), durabilityCases(), historyCases(), watchCases(), failureCases(), LeaseCases())
 }
 
 func batchCases() []Case {

@@ -1,8 +1,11 @@
-package bolt
+// Package codec is how records and tombstones are written down: the form of the values that durable backends keep. A
+// value carries a checksum, so that what was damaged, or stands under another key, is noticed and never served.
+package codec
 
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
@@ -13,6 +16,9 @@ import (
 
 	"github.com/meridian-mesh/meridian/common/store"
 )
+
+// ErrCorrupt reports content that does not read back as it was written.
+var ErrCorrupt = errors.New("stored content is corrupt")
 
 // A value is a CRC-32C (4 bytes, big endian) of key and body, then the body: protobuf fields as numbered below, written
 // by hand since there is no message to generate for three fixed shapes. A field this program does not know is passed
@@ -38,17 +44,19 @@ const (
 	tombstoneDeletedNanos   = 4 // uint32
 )
 
-func encodeKey(k store.Key) []byte {
+// EncodeKey returns the name of the entry of k: type, mesh and name joined by NULs, which keys do not contain.
+func EncodeKey(k store.Key) []byte {
 	b := make([]byte, 0, len(k.Type)+len(k.Mesh)+len(k.Name)+2)
 	b = append(append(b, k.Type...), 0)
 	b = append(append(b, k.Mesh...), 0)
 	return append(b, k.Name...)
 }
 
-// keyReader turns entry names into keys. Neighbours mostly share type and mesh, and so they share the strings.
-type keyReader struct{ last store.Key }
+// KeyReader turns entry names into keys. Neighbours mostly share type and mesh, and so they share the strings.
+type KeyReader struct{ last store.Key }
 
-func (r *keyReader) read(b []byte) (store.Key, error) {
+// Read returns the key that EncodeKey made b of.
+func (r *KeyReader) Read(b []byte) (store.Key, error) {
 	typ, rest, ok1 := bytes.Cut(b, []byte{0})
 	mesh, name, ok2 := bytes.Cut(rest, []byte{0})
 	if !ok1 || !ok2 || len(typ) == 0 || len(name) == 0 || bytes.IndexByte(name, 0) >= 0 {
@@ -64,8 +72,8 @@ func (r *keyReader) read(b []byte) (store.Key, error) {
 	return r.last, nil
 }
 
-// encodeRecord returns the value of r under the entry name k. Equal records give equal bytes.
-func encodeRecord(k []byte, r *store.Record) []byte {
+// EncodeRecord returns the value of r under the entry name k. Equal records give equal bytes.
+func EncodeRecord(k []byte, r *store.Record) []byte {
 	b := make([]byte, 4, 64+len(r.Spec)+len(r.Origin)+len(r.WireName)+32*len(r.Labels))
 	if len(r.Spec) > 0 {
 		b = protowire.AppendBytes(protowire.AppendTag(b, recordSpec, protowire.BytesType), r.Spec)
@@ -85,8 +93,8 @@ func encodeRecord(k []byte, r *store.Record) []byte {
 	return seal(k, b)
 }
 
-// decodeRecord reads what encodeRecord wrote. The record shares nothing with v.
-func decodeRecord(key store.Key, k, v []byte) (*store.Record, error) {
+// DecodeRecord reads what EncodeRecord wrote. The record shares nothing with v.
+func DecodeRecord(key store.Key, k, v []byte) (*store.Record, error) {
 	body, err := unseal(k, v)
 	if err != nil {
 		return nil, err
@@ -146,7 +154,8 @@ func decodeRecord(key store.Key, k, v []byte) (*store.Record, error) {
 	return r, nil
 }
 
-func encodeTombstone(k []byte, t store.Tombstone) []byte {
+// EncodeTombstone returns the value of t under the entry name k.
+func EncodeTombstone(k []byte, t store.Tombstone) []byte {
 	b := make([]byte, 4, 32+len(t.Origin))
 	b = appendString(b, tombstoneOrigin, t.Origin)
 	b = appendUint(b, tombstoneRevision, uint64(t.Revision))
@@ -154,7 +163,8 @@ func encodeTombstone(k []byte, t store.Tombstone) []byte {
 	return seal(k, b)
 }
 
-func decodeTombstone(key store.Key, k, v []byte) (store.Tombstone, error) {
+// DecodeTombstone reads what EncodeTombstone wrote.
+func DecodeTombstone(key store.Key, k, v []byte) (store.Tombstone, error) {
 	body, err := unseal(k, v)
 	if err != nil {
 		return store.Tombstone{}, err

@@ -1,4 +1,4 @@
-package bolt
+package codec
 
 import (
 	"bytes"
@@ -28,9 +28,9 @@ func testRecords() []*store.Record {
 }
 
 func TestARecordReadsBackAsItWasWritten(t *testing.T) {
-	k := encodeKey(testKey)
+	k := EncodeKey(testKey)
 	for _, want := range testRecords() {
-		got, err := decodeRecord(testKey, k, encodeRecord(k, want))
+		got, err := DecodeRecord(testKey, k, EncodeRecord(k, want))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,13 +41,13 @@ func TestARecordReadsBackAsItWasWritten(t *testing.T) {
 }
 
 func TestFieldsOfALaterVersionArePassedOver(t *testing.T) {
-	k := encodeKey(testKey)
+	k := EncodeKey(testKey)
 	want := testRecords()[1]
-	v := encodeRecord(k, want)
+	v := EncodeRecord(k, want)
 	v = protowire.AppendString(protowire.AppendTag(v, 100, protowire.BytesType), "later")
 	v = protowire.AppendFixed64(protowire.AppendTag(v, 101, protowire.Fixed64Type), 7)
 	v = protowire.AppendVarint(protowire.AppendTag(v, 102, protowire.VarintType), 7)
-	got, err := decodeRecord(testKey, k, seal(k, v))
+	got, err := DecodeRecord(testKey, k, seal(k, v))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestFieldsOfALaterVersionArePassedOver(t *testing.T) {
 }
 
 func TestAFieldOfTheWrongKindIsCorrupt(t *testing.T) {
-	k := encodeKey(testKey)
+	k := EncodeKey(testKey)
 	for number := protowire.Number(1); number <= recordVersion; number++ {
 		v := make([]byte, 4)
 		if number == recordSpec || number == recordLabel || number == recordOrigin || number == recordWireName {
@@ -65,7 +65,7 @@ func TestAFieldOfTheWrongKindIsCorrupt(t *testing.T) {
 		} else {
 			v = protowire.AppendBytes(protowire.AppendTag(v, number, protowire.BytesType), []byte("x"))
 		}
-		if _, err := decodeRecord(testKey, k, seal(k, v)); !errors.Is(err, ErrCorrupt) {
+		if _, err := DecodeRecord(testKey, k, seal(k, v)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("field %d: %v", number, err)
 		}
 	}
@@ -74,31 +74,31 @@ func TestAFieldOfTheWrongKindIsCorrupt(t *testing.T) {
 // FuzzDecodeRecord decodes bodies under a checksum that fits, as a bug of a writer would leave them: whatever is
 // accepted must be written and read back the same.
 func FuzzDecodeRecord(f *testing.F) {
-	k := encodeKey(testKey)
+	k := EncodeKey(testKey)
 	for _, r := range testRecords() {
-		f.Add(encodeRecord(k, r)[4:])
+		f.Add(EncodeRecord(k, r)[4:])
 	}
 	f.Add([]byte{0x12, 0x00})             // a label without key and value
 	f.Add([]byte{0x28, 0xff, 0xff})       // a cut-off number
 	f.Add([]byte{0x0b, 0x0c})             // a group
 	f.Add([]byte{0x30, 0xff, 0xff, 0x03}) // nanoseconds alone
 	f.Fuzz(func(t *testing.T, body []byte) {
-		r, err := decodeRecord(testKey, k, seal(k, append(make([]byte, 4), body...)))
+		r, err := DecodeRecord(testKey, k, seal(k, append(make([]byte, 4), body...)))
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
-				t.Fatalf("error %v does not say that the file is corrupt", err)
+				t.Fatalf("error %v does not say that the content is corrupt", err)
 			}
 			return
 		}
-		written := encodeRecord(k, r)
-		again, err := decodeRecord(testKey, k, written)
+		written := EncodeRecord(k, r)
+		again, err := DecodeRecord(testKey, k, written)
 		if err != nil {
 			t.Fatalf("read %+v, which does not read back: %v", r, err)
 		}
 		if diff := cmp.Diff(r, again); diff != "" {
 			t.Fatalf("changed by writing it (-read +read back):\n%s", diff)
 		}
-		if !bytes.Equal(written, encodeRecord(k, again)) {
+		if !bytes.Equal(written, EncodeRecord(k, again)) {
 			t.Fatal("equal records give different bytes")
 		}
 	})
@@ -106,15 +106,15 @@ func FuzzDecodeRecord(f *testing.F) {
 
 // FuzzReadKey reads entry names: what is accepted must name the same entry again.
 func FuzzReadKey(f *testing.F) {
-	f.Add(encodeKey(testKey))
-	f.Add(encodeKey(store.Key{Type: "Mesh", Name: "default"}))
+	f.Add(EncodeKey(testKey))
+	f.Add(EncodeKey(store.Key{Type: "Mesh", Name: "default"}))
 	f.Add([]byte("T\x00\x00"))
 	f.Add([]byte("T\x00m\x00a\x00b"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var keys keyReader
-		k, err := keys.read(b)
-		if err == nil && !bytes.Equal(b, encodeKey(k)) {
-			t.Fatalf("%q became %q", b, encodeKey(k))
+		var keys KeyReader
+		k, err := keys.Read(b)
+		if err == nil && !bytes.Equal(b, EncodeKey(k)) {
+			t.Fatalf("%q became %q", b, EncodeKey(k))
 		}
 	})
 }
