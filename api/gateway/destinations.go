@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"maps"
+	"slices"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/policy"
@@ -61,4 +62,42 @@ func destination(client *policy.Client, b *meshv1.MeshGatewayRoute_Backend, http
 	}
 	d.FaultInjection = client.ToTags(policy.FaultInjection, tags)
 	return d
+}
+
+// Weights are the shares of backends among which traffic is split: where none has a weight, all have the same. A backend with 0 gets
+// nothing.
+func Weights(backends []*Destination) []uint32 {
+	some := slices.ContainsFunc(backends, func(d *Destination) bool { return d.Weight > 0 })
+	out := make([]uint32, len(backends))
+	for i, d := range backends {
+		if out[i] = d.Weight; !some {
+			out[i] = 1
+		}
+	}
+	return out
+}
+
+// Splits are the backends of a listener, those together among which traffic is split: of requests, those of a rule; of connections,
+// which cannot say what host they mean, those of all rules of all hosts in plain text, or of a host with TLS.
+func (l *Listener) Splits() [][]*Destination {
+	var splits [][]*Destination
+	var plain []*Destination
+	for _, h := range l.Hosts {
+		var connections []*Destination
+		for _, r := range h.Routes {
+			for _, rule := range r.Rules {
+				if HTTP(l.Protocol, h.TLS) {
+					splits = append(splits, rule.Backends)
+				} else {
+					connections = append(connections, rule.Backends...)
+				}
+			}
+		}
+		if h.TLS == nil {
+			plain = append(plain, connections...)
+		} else {
+			splits = append(splits, connections)
+		}
+	}
+	return append(splits, plain)
 }

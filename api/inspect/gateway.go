@@ -65,10 +65,11 @@ func Gateway(set *policy.Set, p *Proxy) *GatewayPolicies {
 	out.Attached = slices.Concat(m.AccessLog.Policies, m.Trace.Policies)
 	for _, l := range g.Listeners {
 		listener := Listener{Port: l.Port, Protocol: l.Protocol.String()}
+		idle := idleOf(l)
 		for _, h := range l.Hosts {
 			host := Host{Name: h.Name}
 			for _, r := range h.Routes {
-				host.Routes = append(host.Routes, Route{Policy: r.Policy, Destinations: destinations(r.Rules)})
+				host.Routes = append(host.Routes, Route{Policy: r.Policy, Destinations: destinations(r, idle)})
 			}
 			listener.Hosts = append(listener.Hosts, host)
 		}
@@ -77,14 +78,20 @@ func Gateway(set *policy.Set, p *Proxy) *GatewayPolicies {
 	return out
 }
 
-// destinations are those of all rules, mirrors included.
-func destinations(rules []*gateway.Rule) []Destination {
+// destinations are the services of the mesh that traffic goes to by any rule, mirrors included.
+func destinations(r *gateway.Route, idle map[*gateway.Destination]bool) []Destination {
+	unreached := func(d *gateway.Destination) bool {
+		_, known := policy.ServiceOf(d.Tags, r.Policy.Mesh)
+		return !known || idle[d]
+	}
 	out := []Destination{}
-	for _, rule := range rules {
-		if redirects(rule) {
-			continue // its requests go nowhere
+	for _, rule := range r.Rules {
+		to := slices.DeleteFunc(slices.Clone(rule.Backends), unreached)
+		if redirects(rule) || len(to) == 0 {
+			continue // the gateway answers by itself: there is nothing to copy either
 		}
-		for _, d := range slices.Concat(backends(rule), rule.Mirrors) {
+		to = append(to, slices.DeleteFunc(slices.Clone(rule.Mirrors), unreached)...)
+		for _, d := range to {
 			if !slices.ContainsFunc(out, func(o Destination) bool { return maps.Equal(o.Tags, d.Tags) }) {
 				out = append(out, Destination{d.Tags, policiesOf(d)})
 			}
@@ -98,10 +105,17 @@ func redirects(rule *gateway.Rule) bool {
 	return slices.ContainsFunc(rule.HTTP.GetFilters(), func(f *meshv1.MeshGatewayRoute_HttpRoute_Filter) bool { return f.GetRedirect() != nil })
 }
 
-// backends are those that get a share: without any weight all do.
-func backends(rule *gateway.Rule) []*gateway.Destination {
-	weighted := slices.ContainsFunc(rule.Backends, func(d *gateway.Destination) bool { return d.Weight > 0 })
-	return slices.DeleteFunc(slices.Clone(rule.Backends), func(d *gateway.Destination) bool { return weighted && d.Weight == 0 })
+// idleOf are the backends of a listener that get no share of the traffic.
+func idleOf(l *gateway.Listener) map[*gateway.Destination]bool {
+	idle := make(map[*gateway.Destination]bool)
+	for _, split := range l.Splits() {
+		for i, weight := range gateway.Weights(split) {
+			if weight == 0 {
+				idle[split[i]] = true
+			}
+		}
+	}
+	return idle
 }
 
 func policiesOf(d *gateway.Destination) map[resource.Type]*policy.Policy {

@@ -63,11 +63,16 @@ func RouteServices(route *Policy, outbound map[string]string) []string {
 	}
 	var services []string
 	for _, d := range destinations {
-		elsewhere := d.Tags[meshTag] != "" && d.Tags[meshTag] != route.Mesh
-		if service := d.Tags[serviceTag]; service != "" && !elsewhere {
+		if service, ok := ServiceOf(d.Tags, route.Mesh); ok {
 			services = append(services, service)
 		}
 	}
 	slices.Sort(services)
 	return slices.Compact(services)
+}
+
+// ServiceOf returns the service of a mesh that the tags of a destination name; false when they name none, or one of another mesh.
+func ServiceOf(tags map[string]string, mesh string) (string, bool) {
+	service := dataplane.Service(tags)
+	return service, service != "" && (tags[meshTag] == "" || tags[meshTag] == mesh)
 }

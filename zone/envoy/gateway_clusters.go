@@ -29,16 +29,16 @@ type backend struct {
 	destination *gateway.Destination
 }
 
-// backends are the clusters of destinations, each once, in the order of first use. Where no destination has a weight, all have the
-// same.
+// backends are the clusters of destinations that get a share, each once, in the order of first use.
 func (g *gatewayGenerator) backends(all []wanted) []backend {
-	some := slices.ContainsFunc(all, func(w wanted) bool { return w.destination.Weight > 0 })
+	destinations := make([]*gateway.Destination, len(all))
+	for i, w := range all {
+		destinations[i] = w.destination
+	}
+	weights := gateway.Weights(destinations)
 	var out []backend
-	for _, w := range all {
-		weight := w.destination.Weight
-		if !some {
-			weight = 1
-		}
+	for i, w := range all {
+		weight := weights[i]
 		if weight == 0 {
 			continue
 		}

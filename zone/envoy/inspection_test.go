@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -110,6 +111,11 @@ func drawInspection() *rapid.Generator[*inspection] {
 		in.docs = append(in.docs, drawInspectedMesh(t, in.mtls, logs, traces))
 		in.docs = append(in.docs, fmt.Sprintf("type: ExternalService\nmesh: m\nname: e\ntags: {kuma.io/service: ext, kuma.io/protocol: %s}\nnetworking: {address: \"%s:8080\"}",
 			rapid.SampledFrom([]string{"http", "http", "tcp"}).Draw(t, "external"), rapid.SampledFrom([]string{"ext.example", "192.0.2.9"}).Draw(t, "host")))
+		policies(func(n int) string { return drawInspectedGateway(t, n, drawSelectors(t, []string{"edge", "*", "*"})) })
+		policies(func(n int) string {
+			return drawGatewayRoute(t, n, "{http: {hostnames: ["+rapid.SampledFrom([]string{"", "a.com"}).Draw(t, "hostnames")+"], rules: [")
+		})
+		policies(func(n int) string { return drawGatewayRoute(t, n, "{tcp: {rules: [") })
 		for i := range rapid.IntRange(1, 4).Draw(t, "proxies") {
 			name := fmt.Sprintf("dp-%d", i)
 			in.proxies = append(in.proxies, name)
@@ -146,6 +152,41 @@ func drawInspectedRoute(t *rapid.T, n int, sources, destinations string) string 
 		marked(policy.TrafficRoute, n), sources, destinations, conf)
 }
 
+// drawInspectedGateway draws a MeshGateway. Ports above 8000 are for connections, the others for requests.
+func drawInspectedGateway(t *rapid.T, n int, selectors string) string {
+	doc := fmt.Sprintf("type: MeshGateway\nmesh: m\nname: %s\nselectors: %s\nconf:\n  listeners:", marked(policy.MeshGateway, n), selectors)
+	for i := range rapid.IntRange(1, 3).Draw(t, "listeners") {
+		tag := rapid.SampledFrom([]string{"x", "y"}).Draw(t, "listener")
+		if i == 2 {
+			return doc + fmt.Sprintf("\n  - {port: 8001, protocol: TCP, tags: {l: %s}}", tag)
+		}
+		doc += fmt.Sprintf("\n  - {port: %d, protocol: HTTP, hostname: %q, tags: {l: %s}}", 90+rapid.IntRange(0, 1).Draw(t, "port"),
+			[]string{"", "b.com"}[i], tag)
+	}
+	return doc
+}
+
+// drawGatewayRoute draws a route that leads to endpoints with a tag that has its number, besides others.
+func drawGatewayRoute(t *rapid.T, n int, conf string) string {
+	service := func(label string) string { return rapid.SampledFrom([]string{"a", "b", "ext"}).Draw(t, label) }
+	var rules []string
+	for range rapid.IntRange(1, 2).Draw(t, "rules") {
+		rule := fmt.Sprintf("backends: [{weight: %d, destination: {kuma.io/service: %s, route: \"%d\"}}, {weight: %d, destination: {kuma.io/service: %s%s}}]",
+			rapid.SampledFrom([]int{1, 1, 0}).Draw(t, "first weight"), service("first"), n, rapid.IntRange(0, 1).Draw(t, "second weight"), service("second"),
+			rapid.SampledFrom([]string{"", "", "", ", kuma.io/mesh: other"}).Draw(t, "mesh"))
+		if strings.HasPrefix(conf, "{http") {
+			rule += ", matches: [{path: {match: PREFIX, value: /" + strconv.Itoa(len(rules)) + "}}]"
+			rule += rapid.SampledFrom([]string{
+				"", "", ", filters: [{mirror: {backend: {destination: {kuma.io/service: c}}, percentage: 1}}]",
+				", filters: [{redirect: {scheme: https, hostname: elsewhere.com, port: 443, statusCode: 301}}]",
+			}).Draw(t, "filters")
+		}
+		rules = append(rules, "{"+rule+"}")
+	}
+	return fmt.Sprintf("type: MeshGatewayRoute\nmesh: m\nname: %s\nselectors: [{match: {%s}}]\nconf: %s%s]}}", marked(policy.MeshGatewayRoute, n),
+		rapid.SampledFrom([]string{"l: x", "l: \"*\"", "kuma.io/service: edge"}).Draw(t, "selector"), conf, strings.Join(rules, ", "))
+}
+
 func drawInspectedMesh(t *rapid.T, mtls string, logs, traces []string) string {
 	doc := "type: Mesh\nname: m"
 	if mtls != "" {
@@ -173,9 +214,13 @@ func drawInspectedMesh(t *rapid.T, mtls string, logs, traces []string) string {
 
 func drawInspectedProxy(t *rapid.T, name string, i int) string {
 	doc := fmt.Sprintf("type: Dataplane\nmesh: m\nname: %s\nnetworking:\n  address: 10.0.0.%d", name, i+1)
-	if rapid.SampledFrom([]bool{false, false, true}).Draw(t, "delegated") {
+	switch rapid.IntRange(0, 7).Draw(t, "kind") {
+	case 0, 1:
+		return doc + fmt.Sprintf("\n  gateway: {type: BUILTIN, tags: {kuma.io/service: %s, version: %s}}",
+			rapid.SampledFrom([]string{"edge", "edge", "b"}).Draw(t, "gateway"), rapid.SampledFrom([]string{"v1", "v2"}).Draw(t, "version"))
+	case 2:
 		doc += fmt.Sprintf("\n  gateway: {tags: {kuma.io/service: edge, version: %s}}", rapid.SampledFrom([]string{"v1", "v2"}).Draw(t, "version"))
-	} else {
+	default:
 		doc += "\n  inbound:"
 		for j := range rapid.IntRange(1, 3).Draw(t, "inbounds") {
 			port := rapid.SampledFrom([]int{80 + j, 80 + j, 80 + j, 49151}).Draw(t, "port")
@@ -269,25 +314,51 @@ func (s shown) add(at place, name string) {
 type inspector struct {
 	policies func(mesh *meshv1.Mesh, set *policy.Set, p *inspect.Proxy) []inspect.Item
 	rules    func(mesh *meshv1.Mesh, set *policy.Set, p *inspect.Proxy) ([]inspect.Rule, error)
+	gateway  func(set *policy.Set, p *inspect.Proxy) *inspect.GatewayPolicies
 }
 
-func rightInspector() inspector { return inspector{inspect.Policies, inspect.Rules} }
+func rightInspector() inspector { return inspector{inspect.Policies, inspect.Rules, inspect.Gateway} }
+
+// configured reads the configuration of a proxy.
+func (p *inspectedPlane) configured(t testing.TB, name string) *configured {
+	t.Helper()
+	proxy := &envoy.Proxy{Mesh: "m", Name: name, Dataplane: p.mesh.Dataplanes[name]}
+	generate := envoy.Sidecar
+	if p.proxy(name).IsBuiltinGateway() {
+		generate = envoy.Gateway
+	}
+	out, err := generate(p.mesh, proxy, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return readInspected(out, p.proxy(name).IsBuiltinGateway())
+}
 
 // differences compares what inspection says of all proxies of a mesh with their configurations; "" when they agree.
 func (in *inspection) differences(t testing.TB, plane *inspectedPlane, by inspector) string {
 	t.Helper()
 	for _, name := range in.proxies {
-		dp := plane.mesh.Dataplanes[name]
-		out, err := envoy.Sidecar(plane.mesh, &envoy.Proxy{Mesh: "m", Name: name, Dataplane: dp}, nil)
-		if err != nil {
-			t.Fatalf("%v in\n%s", err, in)
+		dp, c := plane.mesh.Dataplanes[name], plane.configured(t, name)
+		var said shown
+		var targetRefs []string
+		if p := plane.proxy(name); p.IsBuiltinGateway() {
+			g := by.gateway(plane.set, p)
+			if g.MeshGateway == nil {
+				continue // it serves nothing, and is shown without policies
+			}
+			said = in.effectiveOfGateway(g, c)
+			for _, p := range g.Attached {
+				targetRefs = append(targetRefs, p.Name)
+			}
+			slices.Sort(targetRefs)
+		} else {
+			items := by.policies(plane.mesh.Spec, plane.set, p)
+			said, targetRefs = in.effective(items, dp, c), targetRefsOf(items)
 		}
-		c := readInspected(t, out)
-		items := by.policies(plane.mesh.Spec, plane.set, plane.proxy(name))
-		if diff := gocmp.Diff(c.shown, in.effective(items, dp, c)); diff != "" {
+		if diff := gocmp.Diff(c.shown, said); diff != "" {
 			return fmt.Sprintf("policies of %s (-configured +inspected)\n%s", name, diff)
 		}
-		if diff := gocmp.Diff(plane.targeting(dp), targetRefsOf(items)); diff != "" {
+		if diff := gocmp.Diff(plane.targeting(name), targetRefs); diff != "" {
 			return fmt.Sprintf("targetRef policies of %s (-by their targetRef +inspected)\n%s", name, diff)
 		}
 		rules, err := by.rules(plane.mesh.Spec, plane.set, plane.proxy(name))
@@ -301,19 +372,78 @@ func (in *inspection) differences(t testing.TB, plane *inspectedPlane, by inspec
 	return ""
 }
 
+// hostPlace is where a gateway leads from a host of a port, which for connections stand for all hosts, to the endpoints of a service.
+func hostPlace(port uint32, host, service string) place {
+	return place{Type: "host", Name: fmt.Sprintf("%d/%s", port, host), Service: service}
+}
+
+// effectiveOfGateway is effective for a builtin gateway.
+func (in *inspection) effectiveOfGateway(g *inspect.GatewayPolicies, c *configured) shown {
+	out := make(shown)
+	trace := slices.ContainsFunc(g.Attached, func(p *policy.Policy) bool { return p.Type == policy.MeshTrace })
+	for _, p := range g.Whole {
+		if p.Type == policy.TrafficTrace && trace {
+			continue // a MeshTrace takes its place
+		}
+		out.add(place{Type: inspect.AtDataplane}, p.Name)
+	}
+	for _, l := range g.Listeners {
+		for _, h := range l.Hosts {
+			name := h.Name
+			if l.Protocol == "TCP" {
+				name = "*"
+			}
+			for _, r := range h.Routes {
+				for _, d := range r.Destinations {
+					at := hostPlace(l.Port, name, d.Tags["kuma.io/service"])
+					out.add(at, "Destination-"+d.Tags["route"])
+					for t, p := range d.Policies {
+						seen := true
+						switch t {
+						case policy.Retry: // one for a rule, that of its first backend
+							seen = c.first[at]
+						case policy.RateLimit: // copies of requests are not limited
+							seen = c.served[at]
+						case policy.FaultInjection: // services of the mesh have theirs at the other end
+							seen = c.served[at] && c.external[at]
+						}
+						if seen {
+							out.add(at, p.Name)
+						}
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
 // targeting are the targetRef policies that name a proxy by any of its tags.
-func (p *inspectedPlane) targeting(dp *meshv1.Dataplane) []string {
+func (p *inspectedPlane) targeting(name string) []string {
+	dp := p.mesh.Dataplanes[name]
+	types := []resource.Type{policy.MeshAccessLog, policy.MeshTrace, policy.MeshTrafficPermission}
+	var sets []tags
+	for _, in := range dp.GetNetworking().GetInbound() {
+		sets = append(sets, in.GetTags())
+	}
+	if g := dp.GetNetworking().GetGateway(); g != nil {
+		sets = append(sets, g.GetTags())
+	}
+	if p.proxy(name).IsBuiltinGateway() {
+		// It has the tags of its listeners, and takes connections from those who have no certificate.
+		types = types[:2]
+		own := sets[0]
+		sets = nil
+		for _, l := range inspect.Gateway(p.set, p.proxy(name)).MeshGateway.Spec.(*meshv1.MeshGateway).GetConf().GetListeners() {
+			merged := maps.Clone(own)
+			maps.Copy(merged, l.GetTags())
+			sets = append(sets, merged)
+		}
+	}
 	var all []string
-	for _, t := range []resource.Type{policy.MeshAccessLog, policy.MeshTrace, policy.MeshTrafficPermission} {
+	for _, t := range types {
 		for _, p := range p.set.Of(t) {
-			tags := [](map[string]string){}
-			for _, in := range dp.GetNetworking().GetInbound() {
-				tags = append(tags, in.GetTags())
-			}
-			if g := dp.GetNetworking().GetGateway(); g != nil {
-				tags = append(tags, g.GetTags())
-			}
-			if slices.ContainsFunc(tags, func(tags map[string]string) bool { return naiveTarget(p.Ref.TargetRef, tags) }) {
+			if slices.ContainsFunc(sets, func(tags tags) bool { return naiveTarget(p.Ref.TargetRef, tags) }) {
 				all = append(all, p.Name)
 			}
 		}
@@ -361,7 +491,9 @@ func (in *inspection) effectiveRules(rules []inspect.Rule, c *configured) map[st
 		case policy.MeshAccessLog:
 			path := strings.TrimPrefix(conf.Backends[0].File.Path, "/")
 			outbound := place{Type: inspect.AtOutbound, Name: r.Name, Service: r.Service}
-			if r.Type == inspect.ForClients {
+			if r.Name == policy.PassThrough {
+				add(policy.PassThrough, path)
+			} else if r.Type == inspect.ForClients {
 				add("inbound:"+r.Name, path)
 			} else if c.served[outbound] { // where no route leads anywhere, connections are closed
 				add("outbound:"+r.Name, path)
@@ -454,18 +586,14 @@ func TestInspectionIsWhatIsConfigured(t *testing.T) {
 
 // The meshes are such that every type of policy is found in configurations often enough to tell something.
 func TestRandomMeshesHaveEverything(t *testing.T) {
-	const meshes, atLeast = 100, 15
+	const meshes, atLeast = 100, 10
 	found := make(map[string]int)
 	for seed := range meshes {
 		in := drawInspection().Example(seed)
 		plane := in.plane(t)
 		here := make(map[string]bool)
 		for _, name := range in.proxies {
-			out, err := envoy.Sidecar(plane.mesh, &envoy.Proxy{Mesh: "m", Name: name, Dataplane: plane.mesh.Dataplanes[name]}, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c := readInspected(t, out)
+			c := plane.configured(t, name)
 			for at, types := range c.shown {
 				for typ := range types {
 					here[typ+" at "+string(at.Type)] = true
@@ -486,13 +614,16 @@ func TestRandomMeshesHaveEverything(t *testing.T) {
 		"TrafficTrace at dataplane", "ProxyTemplate at dataplane", "TrafficPermission at inbound", "FaultInjection at inbound",
 		"RateLimit at inbound", "TrafficRoute at outbound", "Timeout at outbound", "TrafficLog at service", "HealthCheck at service",
 		"CircuitBreaker at service", "Retry at service", "MeshAccessLog", "MeshTrace", "MeshTrafficPermission",
+		"Destination at host", "CircuitBreaker at host", "HealthCheck at host", "RateLimit at host", "Retry at host", "Timeout at host",
 	} {
 		if found[what] < atLeast {
 			t.Errorf("%s: in %d of %d meshes", what, found[what], meshes)
 		}
 	}
-	if found["RateLimit at outbound"] == 0 { // external services over HTTP without an egress
-		t.Error("RateLimit at outbound: never")
+	for _, what := range []string{"RateLimit at outbound", "FaultInjection at host"} { // of external services over HTTP without an egress
+		if found[what] == 0 {
+			t.Errorf("%s: never", what)
+		}
 	}
 }
 
@@ -525,12 +656,41 @@ func inspectionBugs() map[string]struct {
 				mesh, set = prepare(mesh, set, p)
 				return inspect.Rules(mesh, set, p)
 			},
+			inspect.Gateway,
 		}}
 	}
 	missay := func(change func([]inspect.Item) []inspect.Item) bug {
 		return bug{says: inspector{func(mesh *meshv1.Mesh, set *policy.Set, p *inspect.Proxy) []inspect.Item {
 			return change(inspect.Policies(mesh, set, p))
-		}, inspect.Rules}}
+		}, inspect.Rules, inspect.Gateway}}
+	}
+	// misserve changes what is said of each host of a gateway, and of the gateway itself where there is no host.
+	misserve := func(change func(g *inspect.GatewayPolicies, h *inspect.Host)) bug {
+		return bug{says: inspector{inspect.Policies, inspect.Rules, func(set *policy.Set, p *inspect.Proxy) *inspect.GatewayPolicies {
+			g := inspect.Gateway(set, p)
+			for _, l := range g.Listeners {
+				for i := range l.Hosts {
+					change(g, &l.Hosts[i])
+				}
+			}
+			return g
+		}}}
+	}
+	// ofDestinations changes what is said of the destinations of each route.
+	ofDestinations := func(change func([]inspect.Destination) []inspect.Destination) bug {
+		return misserve(func(_ *inspect.GatewayPolicies, h *inspect.Host) {
+			for i, r := range h.Routes {
+				h.Routes[i].Destinations = change(r.Destinations)
+			}
+		})
+	}
+	without := func(t resource.Type) bug {
+		return ofDestinations(func(all []inspect.Destination) []inspect.Destination {
+			for _, d := range all {
+				delete(d.Policies, t)
+			}
+			return all
+		})
 	}
 	return map[string]bug{
 		"times do not decide":                   misread(`2024-01-02`, "2024-01-01"),
@@ -561,6 +721,22 @@ func inspectionBugs() map[string]struct {
 				in.Tags = nil
 			}
 		}),
+		"only the last backend is shown": ofDestinations(func(all []inspect.Destination) []inspect.Destination {
+			return all[max(len(all)-1, 0):]
+		}),
+		"copies of requests go nowhere": ofDestinations(func(all []inspect.Destination) []inspect.Destination {
+			return slices.DeleteFunc(all, func(d inspect.Destination) bool { return d.Tags["kuma.io/service"] == "c" })
+		}),
+		"services of other meshes are this mesh's": misread(`, kuma.io/mesh: other`, ""),
+		"requests that are redirected go on":       misread(`, filters: \[\{redirect: \{[^}]*\}\}\]`, ""),
+		"the first route of a host is enough":      misserve(func(_ *inspect.GatewayPolicies, h *inspect.Host) { h.Routes = h.Routes[:min(1, len(h.Routes))] }),
+		"listeners have no tags":                   misread(`, tags: \{l: [xy]\}`, ""),
+		"a gateway has no ProxyTemplate": misserve(func(g *inspect.GatewayPolicies, _ *inspect.Host) {
+			g.Whole = slices.DeleteFunc(g.Whole, func(p *policy.Policy) bool { return p.Type == policy.ProxyTemplate })
+		}),
+		"a gateway has no targetRef policies": misserve(func(g *inspect.GatewayPolicies, _ *inspect.Host) { g.Attached = nil }),
+		"a gateway limits no requests":        without(policy.RateLimit),
+		"a gateway tries once":                without(policy.Retry),
 		"one policy of a type is enough": missay(func(items []inspect.Item) []inspect.Item {
 			for _, item := range items {
 				for t, policies := range item.Policies {
@@ -616,6 +792,12 @@ func TestReachIsTheInverseOfPolicies(t *testing.T) {
 			in := drawInspection().Draw(rt, "mesh")
 			plane := in.plane(t)
 			for _, name := range in.proxies {
+				if plane.proxy(name).IsBuiltinGateway() {
+					if diff := plane.reachOfGateway(name); diff != "" {
+						rt.Fatalf("%s\nin\n%s", diff, in)
+					}
+					continue
+				}
 				items := inspect.Policies(plane.mesh.Spec, plane.set, plane.proxy(name))
 				for _, typ := range policy.Types() {
 					for _, p := range plane.set.Of(typ) {
@@ -637,4 +819,53 @@ func TestReachIsTheInverseOfPolicies(t *testing.T) {
 			}
 		}
 	})
+}
+
+// reachOfGateway compares, for each policy, what it reaches of a builtin gateway with what the gateway has.
+func (p *inspectedPlane) reachOfGateway(name string) string {
+	proxy := p.proxy(name)
+	g := inspect.Gateway(p.set, proxy)
+	for _, typ := range policy.Types() {
+		for _, pol := range p.set.Of(typ) {
+			var want, got []string
+			whole := slices.Contains(g.Whole, pol) || slices.Contains(g.Attached, pol)
+			each(g, func(at string, d inspect.Destination) {
+				if d.Policies[typ] == pol && !whole {
+					want = append(want, at)
+				}
+			})
+			reach, _ := inspect.NewReach(p.mesh.Spec, p.set, typ, pol.Name)
+			reached, ok := reach.Gateway(proxy)
+			if ok != (whole || len(want) > 0) {
+				return fmt.Sprintf("%s on %s: has %v, reached %v", pol.Name, name, want, ok)
+			}
+			each(reached, func(at string, _ inspect.Destination) { got = append(got, at) })
+			if diff := gocmp.Diff(want, got); diff != "" {
+				return fmt.Sprintf("%s on %s (-has +reached)\n%s", pol.Name, name, diff)
+			}
+			used := g.MeshGateway == pol
+			for _, l := range g.Listeners {
+				for _, h := range l.Hosts {
+					used = used || slices.ContainsFunc(h.Routes, func(r inspect.Route) bool { return r.Policy == pol })
+				}
+			}
+			if configures := inspect.Configures(p.set, pol, proxy); configures != used {
+				return fmt.Sprintf("%s configures %s: %v, used: %v", pol.Name, name, configures, used)
+			}
+		}
+	}
+	return ""
+}
+
+// each visits the destinations of a gateway.
+func each(g *inspect.GatewayPolicies, visit func(at string, d inspect.Destination)) {
+	for _, l := range g.Listeners {
+		for _, h := range l.Hosts {
+			for _, r := range h.Routes {
+				for _, d := range r.Destinations {
+					visit(fmt.Sprint(l.Port, l.Protocol, h.Name, r.Policy.Name, d.Tags), d)
+				}
+			}
+		}
+	}
 }
