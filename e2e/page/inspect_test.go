@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/meridian-mesh/meridian/api/resource"
 )
 
@@ -268,4 +270,36 @@ func descriptorOf(t *testing.T, item map[string]any) *resource.Descriptor {
 		t.Fatalf("%v is no type", item["type"])
 	}
 	return d
+}
+
+func TestWhatIsBeyondAnExampleIsFound(t *testing.T) {
+	parse := func(text string) any {
+		var v any
+		if err := json.Unmarshal([]byte(text), &v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	for name, tt := range map[string]struct {
+		example, got string
+		want         []string
+	}{
+		"nothing":                    {`{"a":1}`, `{"a":2}`, nil},
+		"a key":                      {`{"a":{"b":1}}`, `{"a":{"b":1,"c":1},"d":1}`, []string{"a.c", "d"}},
+		"a key in a list":            {`{"a":[{"b":1},{"b":2}]}`, `{"a":[{"b":1},{"b":2,"c":1}]}`, []string{"a[1].c"}},
+		"not the rest of a resource": {`[{"type":"T","mesh":"m","name":"n"}]`, `[{"type":"T","mesh":"m","name":"n","conf":{}}]`, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, beyond("", parse(tt.example), parse(tt.got))); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	got := local(parse(`{"items":[{"dataplane":{"mesh":"default","name":"` + zoneName + `.a"},"gateway":{"name":"` + zoneName + `.b"}}]}`))
+	if diff := cmp.Diff(parse(`{"items":[{"dataplane":{"mesh":"default","name":"a"},"gateway":{"name":"`+zoneName+`.b"}}]}`), got); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(parse(`{"a":[{"b":"c"}]}`), replace(parse(`{"a":[{"b":"x"}]}`), []string{"a", "0", "b"}, "c")); diff != "" {
+		t.Error(diff)
+	}
 }
