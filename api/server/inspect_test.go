@@ -3,7 +3,9 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -55,11 +57,36 @@ func (p *plane) seedYAML(origin, docs string) {
 	}
 }
 
-// shows compares what is served at a path with JSON. Times, which all resources here have alike, may be left out there.
+// overSocket reads what is served at a path as clients do.
+func overSocket(t testing.TB, h http.Handler, target string) string {
+	t.Helper()
+	ts := httptest.NewServer(h)
+	defer ts.Close()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, ts.URL+target, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := ts.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %d %v", target, res.StatusCode, err)
+	}
+	return string(body)
+}
+
+// shows compares what is served at a path, over a socket too, with JSON. Times, which all resources here have alike, may be left out
+// there.
 func (p *plane) shows(target, want string) {
 	p.t.Helper()
 	var wanted, got any
 	body := p.want(http.StatusOK, http.MethodGet, target, "").Body
+	if over := overSocket(p.t, p.srv.Handler(), target); over != body {
+		p.t.Errorf("%s over a socket: %s", target, over)
+	}
 	body = strings.NewReplacer(`"creationTime": "2024-05-01T10:00:00Z",`, "", `"modificationTime": "2024-05-01T11:00:00Z",`, "").Replace(body)
 	if err := json.Unmarshal([]byte(body), &got); err != nil {
 		p.t.Fatalf("%s: %v in %s", target, err, body)
