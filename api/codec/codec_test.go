@@ -555,3 +555,34 @@ func withoutNulls(v any) any {
 	}
 	return v
 }
+
+func TestATargetRefPolicyCanBeFlat(t *testing.T) {
+	rec := &store.Record{Key: store.Key{Type: "MeshTrace", Mesh: "m", Name: "n"}}
+	for spec, want := range map[string]string{
+		``:   ``,
+		`{}`: ``,
+		// What would be read as the resource's own is left out; the order stays.
+		`{"targetRef":{"kind":"Mesh"},"name":"other","default":{"b":1.50,"a":["<&>"]},"type":"x"}`: `,"targetRef":{"kind":"Mesh"},"default":{"b":1.50,"a":["<&>"]}`,
+	} {
+		rec.Spec = []byte(spec)
+		flat, err := codec.EncodeFlat(rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		if err := json.Compact(&got, flat); err != nil {
+			t.Fatal(err)
+		}
+		const epoch = `"1970-01-01T00:00:00Z"`
+		head := `{"type":"MeshTrace","mesh":"m","name":"n","creationTime":` + epoch + `,"modificationTime":` + epoch
+		if diff := cmp.Diff(head+want+"}", got.String()); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", spec, diff)
+		}
+	}
+	for _, spec := range []string{`[]`, `{"a":`, `{"a":1`, `"x"`, `{"a":}`} {
+		rec.Spec = []byte(spec)
+		if _, err := codec.EncodeFlat(rec); err == nil {
+			t.Errorf("%s is encoded", spec)
+		}
+	}
+}
