@@ -88,6 +88,21 @@ var parameters = map[string]Parameter{
 	"exportMesh": {
 		Name: "mesh", In: "query", Description: "Only this mesh and what is in it.", Schema: &Schema{Type: Types{"string"}}, Example: "default",
 	},
+	"source": {
+		Name: "source", In: "query", Description: "proxy: what the proxy itself says it has. controlplane: what the control plane of its " +
+			"zone last sent to it, and what it acknowledged or rejected of that; for this the proxy need not be reachable.",
+		Schema: &Schema{Type: Types{"string"}, Enum: []string{"proxy", "controlplane"}, Default: "proxy"},
+	},
+	"includeEndpoints": {
+		Name: "include_eds", In: "query", Description: "Show endpoints too. includeEds means the same.", Schema: flag(),
+	},
+	"usedOnly": {
+		Name: "used_only", In: "query", Description: "Leave out statistics that never changed. usedOnly means the same.", Schema: flag(),
+	},
+	"adminFormat": {
+		Name: "format", In: "query", Description: "What to answer with, whatever Accept says.",
+		Schema: &Schema{Type: Types{"string"}, Enum: []string{"text", "json"}, Default: "text"},
+	},
 	"strict": {
 		Name: "strict", In: "query", Description: "Refuse fields that the schema does not have. Without it they are ignored, " +
 			"and named in Warning headers.",
@@ -154,6 +169,9 @@ const (
 	answerUnavailable     = "Unavailable"
 	// answerNotConnected is another 503.
 	answerNotConnected = "NotConnected"
+	answerBusy         = "Busy"
+	answerBadGateway   = "BadGateway"
+	answerTimeout      = "GatewayTimeout"
 )
 
 // responses is the catalogue of answers, by name and status.
@@ -185,7 +203,13 @@ var responses = map[string]struct {
 		map[string]Header{"X-Request-Id": header("RequestID")})},
 	answerUnavailable: {"503", problem("This control plane has more to do than it can, or its store fails.",
 		map[string]Header{"X-Request-Id": header("RequestID"), "Retry-After": header("RetryAfter")})},
-	answerNotConnected: {"503", problem("The proxy is not connected to this control plane.",
+	answerNotConnected: {"503", problem("The proxy, or its zone, is not connected, or does not take connections.",
+		map[string]Header{"X-Request-Id": header("RequestID"), "Retry-After": header("RetryAfter")})},
+	answerBusy: {"429", problem("As many proxies are being asked as may be at a time.",
+		map[string]Header{"Retry-After": header("RetryAfter")})},
+	answerBadGateway: {"502", problem("The proxy answered with an error, or with more than is passed on.",
+		map[string]Header{"X-Request-Id": header("RequestID")})},
+	answerTimeout: {"504", problem("The proxy, or its zone, did not answer in time.",
 		map[string]Header{"X-Request-Id": header("RequestID")})},
 }
 

@@ -292,19 +292,6 @@ func answers(others map[string]Response, names ...string) map[string]Response {
 	return all
 }
 
-// AskProxy describes GET of something that a proxy itself shows.
-func AskProxy(row *resource.Descriptor, view string) Operation {
-	return Operation{
-		Tags:        []string{tagOf(row)},
-		ID:          "ask" + string(row.Name) + title(view),
-		Summary:     "Ask the proxy for its " + view,
-		Description: "For administrators.",
-		Parameters:  item(row),
-		Responses:   answers(nil, answerInvalid, answerForbidden, answerNotFound, answerNotConnected),
-		Security:    adminOnly,
-	}
-}
-
 // IssueToken describes a request for a token of a kind. Both methods do the same.
 func IssueToken(method, path, kind string, request *Schema) Operation {
 	op := Operation{

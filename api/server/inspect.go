@@ -16,13 +16,11 @@ import (
 	"github.com/meridian-mesh/meridian/common/store"
 )
 
-// Titles of errors about what is attached to proxies, and about asking a proxy.
+// Titles of errors about what is attached to proxies.
 const (
-	titleMeshContext      = "Could not build MeshContext"
-	titleMatched          = "Could not get MatchedPolicies"
-	titleListDataplanes   = "Could not list Dataplanes"
-	titleAdmin            = "Could not execute admin operation"
-	titleIngressElsewhere = "Could not connect to zone ingress that resides in another zone"
+	titleMeshContext    = "Could not build MeshContext"
+	titleMatched        = "Could not get MatchedPolicies"
+	titleListDataplanes = "Could not list Dataplanes"
 )
 
 // inspectRoutes registers what shows which policies reach which proxies, and what a proxy itself says.
@@ -43,20 +41,7 @@ func (s *Server) inspectRoutes(t table) {
 		AnyOf: []*openapi.Schema{t.doc.Of(sidecarPolicies{}), t.doc.Of(gatewayPolicies{})},
 	}))
 	t.get("/meshes/{mesh}/dataplanes/{name}/rules", s.inspectRules, openapi.InspectRules(t.doc.Of(proxyRules{})))
-
-	for _, p := range [...]struct {
-		typ           resource.Type
-		path, missing string
-	}{
-		{resource.Dataplane, "/meshes/{mesh}/dataplanes/{name}", "Could not get dataplane resource"},
-		{resource.ZoneIngress, "/zoneingresses/{name}", "Could not get zone ingress resource"},
-		{resource.ZoneEgress, "/zoneegresses/{name}", "Could not get zone egress resource"},
-	} {
-		d, _ := resource.Lookup(p.typ)
-		for _, view := range [...]ProxyView{ViewConfigDump, ViewStats, ViewClusters} {
-			t.get(p.path+"/"+string(view), endpoint{s, d}.askProxy(view, p.missing), openapi.AskProxy(d, string(view)))
-		}
-	}
+	s.askRoutes(t)
 }
 
 // meshName names a resource of a mesh.
@@ -392,30 +377,6 @@ func (e endpoint) inspectGateway(w http.ResponseWriter, r *http.Request) error {
 	}
 	out.Total = len(out.Items)
 	return e.sendValue(w, r, out)
-}
-
-// askProxy serves a view of a proxy of the endpoint's type. missing is the title when there is no such proxy.
-func (e endpoint) askProxy(view ProxyView, missing string) handlerFunc {
-	return func(_ http.ResponseWriter, r *http.Request) error {
-		if err := e.allowView(userOf(r), view); err != nil {
-			return err
-		}
-		key := e.key(r)
-		rec, ok := e.store.Snapshot().Get(key)
-		if !ok {
-			return notFound(missing)
-		}
-		if e.plane == resource.Zone && e.d.Name == resource.ZoneIngress && rec.Origin != "" {
-			return &problem{
-				status: http.StatusBadRequest, Title: titleIngressElsewhere,
-				Details: fmt.Sprintf("%s %q belongs to another zone. Ask its own control plane, or the global one", key.Type, key.Name),
-			}
-		}
-		return &problem{
-			status: http.StatusServiceUnavailable, Title: titleAdmin,
-			Details: fmt.Sprintf("The proxy of %s %q is not connected to this control plane", key.Type, key.Name),
-		}
-	}
 }
 
 // sendValue answers 200 with v as JSON.

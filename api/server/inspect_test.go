@@ -21,9 +21,9 @@ import (
 )
 
 // inspectPlane holds a mesh with one resource of each kind that can be inspected.
-func inspectPlane(t *testing.T, pl resource.Plane) *plane {
+func inspectPlane(t *testing.T, pl resource.Plane, changes ...func(*Options)) *plane {
 	t.Helper()
-	p := newPlane(t, pl)
+	p := newPlane(t, pl, changes...)
 	gateway := dataplane(t, true, map[string]string{"kuma.io/service": "edge"})
 	builtin := dataplane(t, true, map[string]string{"kuma.io/service": "edge"})
 	builtin.Networking.Gateway.Type = meshv1.Dataplane_Networking_Gateway_BUILTIN
