@@ -47,8 +47,8 @@ type Shared interface {
 	// in this backend, in any order, each key once, and returns the head it belongs to. It may be called with
 	// and without a turn. ErrCompacted: that cannot be told, because deletions since may be forgotten or because
 	// the storage has another history (it was restored from a backup, or replaced); the caller loads it as a whole.
-	// Another history comes with another ID and a newer revision: where the storage has kept its ID, the backend
-	// gives it a new one, so that no revision of the old history can be mistaken for one of the new.
+	// Another history comes with another ID, and is compacted beyond every revision of the old one: where the storage
+	// is not so, the backend makes it so, lest a revision of the old history be mistaken for one of the new.
 	Follow(ctx context.Context, record func(*Record) error, tombstone func(Tombstone) error) (Head, error)
 	// Advanced tells that Follow has something to say: others committed, or the storage is away, or back. One value
 	// stands for any number of reasons.

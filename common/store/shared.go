@@ -23,7 +23,11 @@ func (s *Store) lock(ctx context.Context) error {
 
 // catchUp brings the head up to what other replicas committed. It also finds out whether the storage is there.
 func (s *Store) catchUp(ctx context.Context) {
-	if err := s.follow(ctx); err != nil {
+	err := s.follow(ctx)
+	if err != nil { // a connection that broke says nothing of the storage: once more, by another
+		err = s.follow(ctx)
+	}
+	if err != nil {
 		_ = s.fail(ctx, err)
 		return
 	}
@@ -89,16 +93,16 @@ func (s *Store) reload(ctx context.Context, reason error) error {
 	return nil
 }
 
-// otherHistory makes every revision of the history that old belongs to a compacted one: what changed since cannot be told
-// of any type, for the revisions of the two count different batches.
+// otherHistory sees to it that no change since a revision of the history that old belongs to is told of any type, for the
+// revisions of the two count different batches: head comes compacted beyond old, and every type has changed since.
 func otherHistory(db *memdb.MemDB, head, old *Snapshot) (*Snapshot, error) {
-	if head.revision <= old.revision {
-		return nil, fmt.Errorf("the new state is at revision %d, the old one was at %d", head.revision, old.revision)
+	if head.compacted <= old.revision {
+		return nil, fmt.Errorf("the new state is compacted to %d, the old one was at %d", head.compacted, old.revision)
 	}
 	rows := map[string]countRow{}
 	for _, s := range []*Snapshot{old, head} {
 		for typ := range s.Types() {
-			rows[typ] = countRow{typ: typ, n: head.Count(typ, ""), last: head.revision}
+			rows[typ] = countRow{typ: typ, n: head.Count(typ, ""), last: max(head.LastChange(typ), head.compacted)}
 		}
 	}
 	txn := db.Txn(true)
@@ -110,7 +114,7 @@ func otherHistory(db *memdb.MemDB, head, old *Snapshot) (*Snapshot, error) {
 	}
 	txn.Commit()
 	next := *head
-	next.txn, next.compacted = db.Txn(false), head.revision
+	next.txn = db.Txn(false)
 	return &next, nil
 }
 

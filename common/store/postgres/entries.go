@@ -239,8 +239,8 @@ func (p *pager) read(rows pgx.Rows) error {
 	return rows.Err()
 }
 
-// renameHistory gives the history that the database now has an ID and a revision that no replica knows from another one. It
-// returns why, or why it could not.
+// renameHistory gives the history that the database has now an ID of its own, and compacts it beyond what this replica knows
+// of another one. It returns the reason, or why it could not.
 func (b *Backend) renameHistory(ctx context.Context, reason error) (why error) {
 	if b.turn != nil { // what was read in it is void
 		b.Unlock(ctx)
@@ -258,7 +258,7 @@ func (b *Backend) renameHistory(ctx context.Context, reason error) (why error) {
 				return err
 			}
 			renamed := head.id != b.id // by another replica, or it is another database
-			if renamed && head.revision > known.revision {
+			if renamed && head.compacted > known.revision {
 				return nil
 			}
 			id := head.id
@@ -267,7 +267,7 @@ func (b *Backend) renameHistory(ctx context.Context, reason error) (why error) {
 			}
 			next := mark{revision: max(head.revision, known.revision) + 1, commit: uuid.New()}
 			var batch pgx.Batch
-			batch.Queue("UPDATE meridian_head SET id = $1, revision = $2, commit_id = $3", id, next.revision, next.commit)
+			batch.Queue("UPDATE meridian_head SET id = $1, revision = $2, compacted = $2, commit_id = $3", id, next.revision, next.commit)
 			batch.Queue(insertCommit, next.revision, next.commit)
 			batch.Queue(notify, b.channel, strconv.FormatUint(uint64(next.revision), 10))
 			return tx.SendBatch(ctx, &batch).Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -366,7 +367,7 @@ func Await(ctx context.Context, s *store.Store, revision store.Revision) error {
 // state of its snapshot.
 type Watcher struct {
 	store *store.Store
-	at    store.Revision
+	at    atomic.Uint64
 	state map[store.Key]store.Revision
 	// Restarts counts how often the watch was told to begin anew.
 	Restarts int
@@ -378,14 +379,15 @@ func NewWatcher(s *store.Store) *Watcher {
 }
 
 // Revision is what the watcher has seen.
-func (w *Watcher) Revision() store.Revision { return w.at }
+func (w *Watcher) Revision() store.Revision { return store.Revision(w.at.Load()) }
 
 // Run watches until the revision is reached. When the watch must begin anew, it does and Run returns nil early.
 func (w *Watcher) Run(ctx context.Context, until store.Revision) error {
-	for step, err := range w.store.Watch(ctx, w.at, "T", "U") {
+	for step, err := range w.store.Watch(ctx, w.Revision(), "T", "U") {
 		if errors.Is(err, store.ErrCompacted) {
 			head := w.store.Snapshot()
-			w.at, w.state = head.Revision(), versions(head)
+			w.at.Store(uint64(head.Revision()))
+			w.state = versions(head)
 			w.Restarts++
 			return nil
 		}
@@ -395,7 +397,7 @@ func (w *Watcher) Run(ctx context.Context, until store.Revision) error {
 		if err := w.step(step); err != nil {
 			return err
 		}
-		if w.at >= until {
+		if w.Revision() >= until {
 			return nil
 		}
 	}
@@ -403,8 +405,8 @@ func (w *Watcher) Run(ctx context.Context, until store.Revision) error {
 }
 
 func (w *Watcher) step(step store.Changes) error {
-	if step.From != w.at || step.To <= step.From || step.To != step.Snapshot.Revision() {
-		return fmt.Errorf("step from %d to %d (snapshot at %d) follows revision %d", step.From, step.To, step.Snapshot.Revision(), w.at)
+	if step.From != w.Revision() || step.To <= step.From || step.To != step.Snapshot.Revision() {
+		return fmt.Errorf("step from %d to %d (snapshot at %d) follows revision %d", step.From, step.To, step.Snapshot.Revision(), w.Revision())
 	}
 	seen := map[store.Key]bool{}
 	last := step.From
@@ -422,7 +424,7 @@ func (w *Watcher) step(step store.Changes) error {
 	if want := versions(step.Snapshot); !maps.Equal(want, w.state) {
 		return fmt.Errorf("replayed to revision %d: have %v, want %v", step.To, w.state, want)
 	}
-	w.at = step.To
+	w.at.Store(uint64(step.To))
 	return nil
 }
 

@@ -120,7 +120,7 @@ func (s *Server) runAs() error {
 	return errors.Join(err1, err2, os.Chown(s.dir, int(uid), int(gid)))
 }
 
-// command makes a process of the server's, in a group of its own, so that it ends as a whole.
+// command makes a process of the server's, in a group of its own, so that no Ctrl-C of the test's reaches it.
 func (s *Server) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(context.Background(), filepath.Join(s.bin, name), args...)
 	cmd.Dir = s.dir
@@ -147,6 +147,20 @@ func (s *Server) init() error {
 
 // Start starts the server again, and returns when it answers.
 func (s *Server) Start() error {
+	// What a killed server leaves behind is in use until the last of its processes is gone.
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := s.start()
+		if !errors.Is(err, errEnded) || time.Now().After(deadline) {
+			return err
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+}
+
+var errEnded = errors.New("postgres ended")
+
+func (s *Server) start() error {
 	args := []string{"-D", s.data(), "-p", strconv.Itoa(s.port), "-k", s.dir, "-h", "127.0.0.1"}
 	for _, setting := range s.settings {
 		args = append(args, "-c", setting)
@@ -180,7 +194,7 @@ func (s *Server) awaitAnswer() error {
 		select {
 		case <-s.exited:
 			log, _ := os.ReadFile(filepath.Join(s.dir, "log"))
-			return fmt.Errorf("postgres ended: %s", log)
+			return fmt.Errorf("%w: %s", errEnded, log[max(0, len(log)-2000):])
 		case <-ctx.Done():
 			return fmt.Errorf("postgres does not answer: %w", err)
 		case <-time.After(20 * time.Millisecond):
@@ -194,16 +208,18 @@ func (s *Server) Stop() error { return s.end(syscall.SIGINT, false) }
 // Kill ends all processes of the server with SIGKILL.
 func (s *Server) Kill() error { return s.end(syscall.SIGKILL, true) }
 
-func (s *Server) end(sig syscall.Signal, group bool) error {
+func (s *Server) end(sig syscall.Signal, all bool) error {
 	if s.process == nil {
 		return nil
 	}
-	pid := s.process.Process.Pid
-	if group {
-		pid = -pid
+	pids := []int{s.process.Process.Pid}
+	if all {
+		pids = append(pids, children(pids[0])...) // each is in a group of its own
 	}
-	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("stop postgres: %w", err)
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("stop postgres: %w", err)
+		}
 	}
 	<-s.exited
 	s.process = nil
@@ -248,7 +264,7 @@ func (s *Server) urlAt(addr, schema string) string {
 	return u
 }
 
-// NewSchema makes an empty schema and returns the name for Database.
+// NewSchema makes an empty database.
 func (s *Server) NewSchema(tb testing.TB) Database {
 	tb.Helper()
 	d := Database{server: s, schema: fmt.Sprintf("s%d", s.schemas.Add(1))}
@@ -264,6 +280,9 @@ type Database struct {
 
 // URL leads to the database.
 func (d Database) URL() string { return d.server.urlAt(d.server.Addr(), d.schema) }
+
+// Schema is the name of the database on its server.
+func (d Database) Schema() string { return d.schema }
 
 // Through is URL by way of a proxy.
 func (d Database) Through(p *Proxy) string { return d.server.urlAt(p.Addr(), d.schema) }
@@ -294,4 +313,18 @@ func (s *Server) exec(ctx context.Context, url, sql string) (err error) {
 	defer func() { err = errors.Join(err, c.Close(ctx)) }()
 	_, err = c.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
 	return err
+}
+
+// RequirePassword makes the server ask a role for its password.
+func (s *Server) RequirePassword(tb testing.TB, role string) {
+	tb.Helper()
+	file := filepath.Join(s.data(), "pg_hba.conf")
+	rules, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, append([]byte("host all "+role+" 127.0.0.1/32 scram-sha-256\n"), rules...), 0o600)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.Exec(tb, "SELECT pg_reload_conf()")
 }
