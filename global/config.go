@@ -12,6 +12,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
 	"github.com/meridian-mesh/meridian/common/storage"
+	"github.com/meridian-mesh/meridian/global/admin"
 )
 
 // Config is everything that can be set on a global control plane. Its keys are those of the file and of GET /config;
@@ -72,6 +73,8 @@ type KDS struct {
 	ZoneInsightInterval time.Duration `yaml:"zoneInsightInterval" env:"MERIDIAN_KDS_ZONE_INSIGHT_INTERVAL" doc:"least time between two stored versions of a zone's counters; connecting and disconnecting is stored at once"`
 	SubscriptionLimit   int           `yaml:"subscriptionLimit" env:"MERIDIAN_KDS_SUBSCRIPTION_LIMIT" doc:"how many of its newest subscriptions a ZoneInsight keeps, 1 or more"`
 	Keepalive           time.Duration `yaml:"keepalive" env:"MERIDIAN_KDS_KEEPALIVE" doc:"idle time after which a connection is pinged, 1s or more"`
+
+	Proxies admin.Config `yaml:"proxies"`
 }
 
 // Metrics is the section metrics: what is counted of the resources.
@@ -124,6 +127,7 @@ func DefaultConfig() Config {
 			WithdrawLostZones:   true,
 			SubscriptionLimit:   10,
 			Keepalive:           15 * time.Second,
+			Proxies:             admin.Default(),
 		}}},
 		Metrics:   Metrics{Mesh: MeshMetrics{MinResyncTimeout: time.Second}},
 		DNSServer: DNSServer{Domain: "mesh", ServiceVIPPort: 80},

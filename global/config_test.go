@@ -8,6 +8,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/global"
+	"github.com/meridian-mesh/meridian/global/admin"
 )
 
 func TestConfig(t *testing.T) {
@@ -38,6 +39,7 @@ func TestConfig(t *testing.T) {
 			c.Multizone.Global.KDS = global.KDS{
 				BindAddress: "x", Port: 70000, TLSCertFile: "a", HealthCheckTimeout: -1, MaxMessageBytes: 1,
 				Auth: "mtls", AuthExemptZones: []string{"zone-1", "Zone 2"},
+				Proxies: admin.Config{MaxPerZone: 2, MaxTotal: 1},
 			}
 			c.Metrics.Mesh.MinResyncTimeout = 0
 			c.DNSServer = global.DNSServer{Domain: "mesh.", ServiceVIPPort: 0}
@@ -47,6 +49,8 @@ func TestConfig(t *testing.T) {
 			`store.type: "etcd" is not memory, bolt or postgres`,
 			"apiServer.maxBodyBytes: 1 is less than 1024",
 			"diagnostics.port: -1 is not in 0-65535",
+			"multizone.global.kds.proxies.timeout: 0s is less than 100ms",
+			"multizone.global.kds.proxies.maxTotal: 1 is less than maxPerZone, 2",
 			`multizone.global.kds.bindAddress: "x" is not an IP address`,
 			"multizone.global.kds.port: 70000 is not in 0-65535",
 			"multizone.global.kds.tlsCertFile, tlsKeyFile: one is set without the other",

@@ -28,6 +28,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/tlsconf"
 	"github.com/meridian-mesh/meridian/common/version"
+	"github.com/meridian-mesh/meridian/global/admin"
 	"github.com/meridian-mesh/meridian/global/insights"
 	"github.com/meridian-mesh/meridian/global/kdsserver"
 	"github.com/meridian-mesh/meridian/global/zones"
@@ -47,6 +48,7 @@ type Global struct {
 	log         *slog.Logger
 	store       *store.Store
 	zones       *zones.Table
+	proxies     *admin.Registry
 	insights    *insights.Insights
 	kds         *kdsserver.Server
 	kdsListener net.Listener
@@ -101,6 +103,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 	if err != nil {
 		return nil, err
 	}
+	g.proxies = admin.New(admin.Options{
+		Config: k.Proxies, Store: g.store, Zones: g.zones, Registerer: reg, Log: log.With("component", "proxies"),
+	})
 	g.insights = insights.New(insights.Options{
 		Store: g.store, Interval: cfg.Metrics.Mesh.MinResyncTimeout,
 		Domain: cfg.DNSServer.Domain, VIPPort: cfg.DNSServer.ServiceVIPPort,
@@ -153,7 +158,7 @@ func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus
 			InsightInterval: k.ZoneInsightInterval, Keepalive: k.Keepalive, DrainTimeout: drainTimeout,
 			Auth: kdsserver.Auth{Required: k.Auth == AuthToken, Exempt: k.AuthExemptZones},
 		},
-		ClusterID: clusterID, InstanceID: g.cfg.General.InstanceID, Store: g.store, Zones: g.zones, TLS: tlsConfig,
+		ClusterID: clusterID, InstanceID: g.cfg.General.InstanceID, Store: g.store, Zones: g.zones, Proxies: g.proxies, TLS: tlsConfig,
 		Tokens:  tokens.NewAuthority(),
 		Version: kds.Version{Version: version.KDS, GitTag: build.Version, GitCommit: build.Commit, BuildDate: build.Date},
 		Metrics: kds.NewMetrics(reg), Registerer: reg, Log: g.log.With("component", "kds"),
@@ -164,7 +169,7 @@ func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus
 func (g *Global) listenAPI(reg prometheus.Registerer) error {
 	a := &g.cfg.API
 	opts := server.Options{
-		Config: *a, Access: &g.cfg.Access, Plane: resource.Global, Store: g.store, Zones: g.zones, Replication: g.zones, EndZoneSession: g.zones.End,
+		Config: *a, Access: &g.cfg.Access, Plane: resource.Global, Store: g.store, Zones: g.zones, Replication: g.zones, Proxies: g.proxies, EndZoneSession: g.zones.End,
 		Keys: g.keys.Key, InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(g.cfg) },
 		Registerer:      reg, Log: g.log,

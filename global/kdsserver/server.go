@@ -32,6 +32,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/common/grpcrecover"
 	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/global/admin"
 	"github.com/meridian-mesh/meridian/global/zones"
 	"github.com/meridian-mesh/meridian/sync/kds"
 )
@@ -56,9 +57,11 @@ type Options struct {
 	Version    kds.Version
 	Store      *store.Store
 	Zones      *zones.Table
-	Tokens     *tokens.Authority // needed where zones authenticate
-	TLS        *tls.Config       // nil: plain text
-	Metrics    *kds.Metrics
+	// Proxies asks over the streams that zones open for that; nil: they stay idle.
+	Proxies *admin.Registry
+	Tokens  *tokens.Authority // needed where zones authenticate
+	TLS     *tls.Config       // nil: plain text
+	Metrics *kds.Metrics
 	// Registerer takes the server's own metrics; nil: none are exported.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
@@ -157,6 +160,7 @@ func (s *Server) hello(ctx context.Context, missing codes.Code) (zones.Hello, er
 	}
 	for _, f := range md.Get(kds.HeaderFeatures) {
 		h.Pings = h.Pings || f == kds.FeaturePing
+		h.Inspects = h.Inspects || f == kds.FeatureInspect
 	}
 	if p, ok := peer.FromContext(ctx); ok {
 		h.Address, h.Secure = p.Addr.String(), p.AuthInfo != nil && p.AuthInfo.AuthType() == "tls"
@@ -315,29 +319,43 @@ func (s *Server) HealthCheck(ctx context.Context, _ *meshv1.ZoneHealthCheckReque
 	return &meshv1.ZoneHealthCheckResponse{Interval: durationpb.New(s.o.Config.HealthCheckInterval)}, nil
 }
 
-// StreamXDSConfigs is accepted and idle: nothing asks for proxies' configuration yet.
+// StreamXDSConfigs asks the zone for the configuration of its proxies.
 func (s *Server) StreamXDSConfigs(g grpc.BidiStreamingServer[meshv1.XDSConfigResponse, meshv1.XDSConfigRequest]) error {
-	return s.idle(g, zones.XDSConfigs)
+	return s.ask(g, zones.XDSConfigs, func(ctx context.Context, hello zones.Hello) error {
+		return s.o.Proxies.ServeXDSConfigs(ctx, hello, g, &s.readers)
+	})
 }
 
-// StreamStats is accepted and idle: nothing asks for proxies' statistics yet.
+// StreamStats asks the zone for the statistics of its proxies.
 func (s *Server) StreamStats(g grpc.BidiStreamingServer[meshv1.StatsResponse, meshv1.StatsRequest]) error {
-	return s.idle(g, zones.Stats)
+	return s.ask(g, zones.Stats, func(ctx context.Context, hello zones.Hello) error {
+		return s.o.Proxies.ServeStats(ctx, hello, g, &s.readers)
+	})
 }
 
-// StreamClusters is accepted and idle: nothing asks for proxies' clusters yet.
+// StreamClusters asks the zone for the clusters of its proxies.
 func (s *Server) StreamClusters(g grpc.BidiStreamingServer[meshv1.ClustersResponse, meshv1.ClustersRequest]) error {
-	return s.idle(g, zones.Clusters)
+	return s.ask(g, zones.Clusters, func(ctx context.Context, hello zones.Hello) error {
+		return s.o.Proxies.ServeClusters(ctx, hello, g, &s.readers)
+	})
 }
 
-func (s *Server) idle(g grpc.ServerStream, kind zones.Kind) error {
-	ctx, _, stream, err := s.open(g.Context(), kind, codes.InvalidArgument)
+// ask serves one of the streams for questions about proxies. Its end concerns nothing but the questions on it.
+func (s *Server) ask(g grpc.ServerStream, kind zones.Kind, run func(context.Context, zones.Hello) error) error {
+	ctx, hello, stream, err := s.open(g.Context(), kind, codes.InvalidArgument)
 	if err != nil {
 		return err
 	}
-	<-ctx.Done()
-	err = context.Cause(ctx)
+	if s.o.Proxies == nil {
+		<-ctx.Done()
+		err = context.Cause(ctx)
+	} else {
+		err = run(ctx, hello)
+	}
 	stream.Close(err)
+	if ctx.Err() == nil && !errors.Is(err, kds.ErrStreamEnded) {
+		s.o.Log.WarnContext(ctx, "stream for questions about proxies failed", "zone", hello.Zone, "stream", kind.String(), "peer", hello.Address, "err", err)
+	}
 	return statusOf(err)
 }
 

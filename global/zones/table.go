@@ -70,6 +70,8 @@ type Hello struct {
 	Secure  bool
 	// Pings: the zone sends health checks, so their absence means something.
 	Pings bool
+	// Inspects: the zone answers the questions about proxies that Kuma does not know.
+	Inspects bool
 	// Credential is how the zone proved to be that zone.
 	Credential Credential
 	// Leaving: the plane is about to stop, of its own accord.

@@ -31,6 +31,9 @@ const (
 	FeaturePing = "zone-ping-health"
 	// FeatureHashSuffix: in the header, the zone's names are unique as they are; in the node, it takes hashed names.
 	FeatureHashSuffix = "hash-suffix"
+	// FeatureInspect in the header: the zone answers the questions about proxies that only Meridian asks ([Query]). Only
+	// Meridian sends it.
+	FeatureInspect = "meridian-inspect-1"
 	// FeatureResume in the node: the sender understands Token, pages, and the times label. Only Meridian sends it.
 	FeatureResume = "meridian-resume-1"
 )

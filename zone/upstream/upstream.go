@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -60,6 +61,8 @@ type Options struct {
 	Credentials func() (credentials.TransportCredentials, error)
 	// Token gives the zone token that goes with every call; it is asked at each, so that the token may change. Nil: none.
 	Token func() (config.Secret, error)
+	// Proxies answers what the global asks about proxies; nil: no proxy can be asked.
+	Proxies server.Proxies
 	// Dial replaces the network in tests.
 	Dial       []grpc.DialOption
 	Registerer prometheus.Registerer
@@ -170,9 +173,14 @@ func (u *Upstream) connect(ctx context.Context) error {
 	// The streams outlive ctx by one call, which tells the global that they end because the zone stops.
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	g, ctx := errgroup.WithContext(metadata.AppendToOutgoingContext(ctx,
+	header := []string{
 		kds.HeaderClientID, u.o.Config.Zone, kds.HeaderKDS, "v3", kds.HeaderVersion, u.o.Version.Version,
-		kds.HeaderFeatures, kds.FeaturePing, kds.HeaderPlaneID, u.o.Store.ID(), kds.HeaderSession, session))
+		kds.HeaderFeatures, kds.FeaturePing, kds.HeaderPlaneID, u.o.Store.ID(), kds.HeaderSession, session,
+	}
+	if u.o.Proxies != nil {
+		header = append(header, kds.HeaderFeatures, kds.FeatureInspect)
+	}
+	g, ctx := errgroup.WithContext(metadata.AppendToOutgoingContext(ctx, header...))
 	client, admin := meshv1.NewKDSSyncServiceClient(conn), meshv1.NewGlobalKDSServiceClient(conn)
 	g.Go(func() error { return u.healthChecks(ctx, admin) })
 	g.Go(func() error {

@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -95,10 +94,14 @@ type global struct {
 	silent   bool          // health checks are not answered
 	interval time.Duration // what zones are told
 
+	configs  chan grpc.BidiStreamingServer[meshv1.XDSConfigResponse, meshv1.XDSConfigRequest] // takes the streams for them; nil: none are served
+	stats    chan grpc.BidiStreamingServer[meshv1.StatsResponse, meshv1.StatsRequest]
+	clusters chan grpc.BidiStreamingServer[meshv1.ClustersResponse, meshv1.ClustersRequest]
+	end      chan struct{} // ends one of the streams for configurations for each value
+
 	mu     sync.Mutex
 	calls  map[string]int
 	header metadata.MD // of the last stream
-	admins []string    // answers to administrative requests
 }
 
 func (g *global) called(ctx context.Context, method string) {
@@ -143,19 +146,28 @@ func (g *global) StreamStats(s grpc.BidiStreamingServer[meshv1.StatsResponse, me
 	if g.admin != nil {
 		return g.admin
 	}
-	for i := range 2 { // the zone answers each once, with the id it was asked under
-		if err := s.Send(&meshv1.StatsRequest{RequestId: fmt.Sprint("id-", i)}); err != nil {
-			return err
-		}
-		resp, err := s.Recv()
-		if err != nil {
-			return err
-		}
-		g.mu.Lock()
-		g.admins = append(g.admins, resp.GetRequestId()+" "+resp.GetError())
-		g.mu.Unlock()
+	return hold(s.Context(), g.stats, s, nil)
+}
+
+func (g *global) StreamXDSConfigs(s grpc.BidiStreamingServer[meshv1.XDSConfigResponse, meshv1.XDSConfigRequest]) error {
+	g.called(s.Context(), "configs")
+	return hold(s.Context(), g.configs, s, g.end)
+}
+
+func (g *global) StreamClusters(s grpc.BidiStreamingServer[meshv1.ClustersResponse, meshv1.ClustersRequest]) error {
+	return hold(s.Context(), g.clusters, s, nil)
+}
+
+// hold gives a stream to the test and keeps it open, until the test ends it.
+func hold[S any](ctx context.Context, to chan<- S, s S, end <-chan struct{}) error {
+	select {
+	case to <- s: // never, where it is nil
+	case <-ctx.Done():
 	}
-	<-s.Context().Done()
+	select {
+	case <-end:
+	case <-ctx.Done():
+	}
 	return nil
 }
 
@@ -301,17 +313,6 @@ func ended(err error) error {
 		return nil
 	}
 	return err
-}
-
-func TestAdministrativeRequestsAreAnsweredEachOnce(t *testing.T) {
-	g := &global{}
-	connect(t, g, nil)
-	eventually(t, "both are answered", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.admins) == 2 })
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if want := []string{"id-0 " + noProxies, "id-1 " + noProxies}; !slices.Equal(g.admins, want) {
-		t.Errorf("answers %q, want %q", g.admins, want)
-	}
 }
 
 func TestTheGlobalSetsThePaceOfHealthChecks(t *testing.T) {

@@ -137,12 +137,16 @@ func (x *KumaResource) GetStatus() *anypb.Any {
 
 // XDSConfigRequest asks for the config dump of one proxy.
 type XDSConfigRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	ResourceType  string                 `protobuf:"bytes,2,opt,name=resource_type,json=resourceType,proto3" json:"resource_type,omitempty"`
-	ResourceName  string                 `protobuf:"bytes,3,opt,name=resource_name,json=resourceName,proto3" json:"resource_name,omitempty"`
-	ResourceMesh  string                 `protobuf:"bytes,4,opt,name=resource_mesh,json=resourceMesh,proto3" json:"resource_mesh,omitempty"`
-	IncludeEds    bool                   `protobuf:"varint,5,opt,name=include_eds,json=includeEds,proto3" json:"include_eds,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	RequestId    string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	ResourceType string                 `protobuf:"bytes,2,opt,name=resource_type,json=resourceType,proto3" json:"resource_type,omitempty"`
+	ResourceName string                 `protobuf:"bytes,3,opt,name=resource_name,json=resourceName,proto3" json:"resource_name,omitempty"`
+	ResourceMesh string                 `protobuf:"bytes,4,opt,name=resource_mesh,json=resourceMesh,proto3" json:"resource_mesh,omitempty"`
+	IncludeEds   bool                   `protobuf:"varint,5,opt,name=include_eds,json=includeEds,proto3" json:"include_eds,omitempty"`
+	// A question about the proxy that Kuma does not know, as the query of a URL: "source=controlplane" asks for what the zone's
+	// control plane last sent to the proxy, "view=explain&service=backend" for how requests to a service are treated. Sent only to
+	// zones that announce the feature meridian-inspect-1.
+	MeridianQuery string `protobuf:"bytes,1000,opt,name=meridian_query,json=meridianQuery,proto3" json:"meridian_query,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -212,6 +216,13 @@ func (x *XDSConfigRequest) GetIncludeEds() bool {
 	return false
 }
 
+func (x *XDSConfigRequest) GetMeridianQuery() string {
+	if x != nil {
+		return x.MeridianQuery
+	}
+	return ""
+}
+
 // XDSConfigResponse answers with a config dump or an error; neither when the output is empty.
 type XDSConfigResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -220,9 +231,11 @@ type XDSConfigResponse struct {
 	//
 	//	*XDSConfigResponse_Error
 	//	*XDSConfigResponse_Config
-	Result        isXDSConfigResponse_Result `protobuf_oneof:"result"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Result isXDSConfigResponse_Result `protobuf_oneof:"result"`
+	// What kind of error it is, in one word; from Meridian zones only.
+	MeridianReason string `protobuf:"bytes,1000,opt,name=meridian_reason,json=meridianReason,proto3" json:"meridian_reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *XDSConfigResponse) Reset() {
@@ -285,6 +298,13 @@ func (x *XDSConfigResponse) GetConfig() []byte {
 		}
 	}
 	return nil
+}
+
+func (x *XDSConfigResponse) GetMeridianReason() string {
+	if x != nil {
+		return x.MeridianReason
+	}
+	return ""
 }
 
 type isXDSConfigResponse_Result interface {
@@ -396,9 +416,11 @@ type StatsResponse struct {
 	//
 	//	*StatsResponse_Error
 	//	*StatsResponse_Stats
-	Result        isStatsResponse_Result `protobuf_oneof:"result"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Result isStatsResponse_Result `protobuf_oneof:"result"`
+	// What kind of error it is, in one word; from Meridian zones only.
+	MeridianReason string `protobuf:"bytes,1000,opt,name=meridian_reason,json=meridianReason,proto3" json:"meridian_reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
@@ -461,6 +483,13 @@ func (x *StatsResponse) GetStats() []byte {
 		}
 	}
 	return nil
+}
+
+func (x *StatsResponse) GetMeridianReason() string {
+	if x != nil {
+		return x.MeridianReason
+	}
+	return ""
 }
 
 type isStatsResponse_Result interface {
@@ -564,9 +593,11 @@ type ClustersResponse struct {
 	//
 	//	*ClustersResponse_Error
 	//	*ClustersResponse_Clusters
-	Result        isClustersResponse_Result `protobuf_oneof:"result"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Result isClustersResponse_Result `protobuf_oneof:"result"`
+	// What kind of error it is, in one word; from Meridian zones only.
+	MeridianReason string `protobuf:"bytes,1000,opt,name=meridian_reason,json=meridianReason,proto3" json:"meridian_reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ClustersResponse) Reset() {
@@ -629,6 +660,13 @@ func (x *ClustersResponse) GetClusters() []byte {
 		}
 	}
 	return nil
+}
+
+func (x *ClustersResponse) GetMeridianReason() string {
+	if x != nil {
+		return x.MeridianReason
+	}
+	return ""
 }
 
 type isClustersResponse_Result interface {
@@ -814,7 +852,7 @@ const file_kuma_mesh_v1alpha1_kds_proto_rawDesc = "" +
 	"\x06labels\x18\x06 \x03(\v21.kuma.mesh.v1alpha1.KumaResource.Meta.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe9\x01\n" +
 	"\x10XDSConfigRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12#\n" +
@@ -822,12 +860,14 @@ const file_kuma_mesh_v1alpha1_kds_proto_rawDesc = "" +
 	"\rresource_name\x18\x03 \x01(\tR\fresourceName\x12#\n" +
 	"\rresource_mesh\x18\x04 \x01(\tR\fresourceMesh\x12\x1f\n" +
 	"\vinclude_eds\x18\x05 \x01(\bR\n" +
-	"includeEds\"n\n" +
+	"includeEds\x12&\n" +
+	"\x0emeridian_query\x18\xe8\a \x01(\tR\rmeridianQuery\"\x98\x01\n" +
 	"\x11XDSConfigResponse\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x05error\x18\x02 \x01(\tH\x00R\x05error\x12\x18\n" +
-	"\x06config\x18\x03 \x01(\fH\x00R\x06configB\b\n" +
+	"\x06config\x18\x03 \x01(\fH\x00R\x06config\x12(\n" +
+	"\x0fmeridian_reason\x18\xe8\a \x01(\tR\x0emeridianReasonB\b\n" +
 	"\x06result\"\xf8\x01\n" +
 	"\fStatsRequest\x12\x1d\n" +
 	"\n" +
@@ -836,12 +876,13 @@ const file_kuma_mesh_v1alpha1_kds_proto_rawDesc = "" +
 	"\rresource_name\x18\x03 \x01(\tR\fresourceName\x12#\n" +
 	"\rresource_mesh\x18\x04 \x01(\tR\fresourceMesh\x12=\n" +
 	"\x06format\x18\x05 \x01(\x0e2%.kuma.mesh.v1alpha1.AdminOutputFormatR\x06format\x12\x1b\n" +
-	"\tused_only\x18\x06 \x01(\bR\busedOnly\"h\n" +
+	"\tused_only\x18\x06 \x01(\bR\busedOnly\"\x92\x01\n" +
 	"\rStatsResponse\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x05error\x18\x02 \x01(\tH\x00R\x05error\x12\x16\n" +
-	"\x05stats\x18\x03 \x01(\fH\x00R\x05statsB\b\n" +
+	"\x05stats\x18\x03 \x01(\fH\x00R\x05stats\x12(\n" +
+	"\x0fmeridian_reason\x18\xe8\a \x01(\tR\x0emeridianReasonB\b\n" +
 	"\x06result\"\xde\x01\n" +
 	"\x0fClustersRequest\x12\x1d\n" +
 	"\n" +
@@ -849,12 +890,13 @@ const file_kuma_mesh_v1alpha1_kds_proto_rawDesc = "" +
 	"\rresource_type\x18\x02 \x01(\tR\fresourceType\x12#\n" +
 	"\rresource_name\x18\x03 \x01(\tR\fresourceName\x12#\n" +
 	"\rresource_mesh\x18\x04 \x01(\tR\fresourceMesh\x12=\n" +
-	"\x06format\x18\x05 \x01(\x0e2%.kuma.mesh.v1alpha1.AdminOutputFormatR\x06format\"q\n" +
+	"\x06format\x18\x05 \x01(\x0e2%.kuma.mesh.v1alpha1.AdminOutputFormatR\x06format\"\x9b\x01\n" +
 	"\x10ClustersResponse\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x05error\x18\x02 \x01(\tH\x00R\x05error\x12\x1c\n" +
-	"\bclusters\x18\x03 \x01(\fH\x00R\bclustersB\b\n" +
+	"\bclusters\x18\x03 \x01(\fH\x00R\bclusters\x12(\n" +
+	"\x0fmeridian_reason\x18\xe8\a \x01(\tR\x0emeridianReasonB\b\n" +
 	"\x06result\"\x18\n" +
 	"\x16ZoneHealthCheckRequest\"P\n" +
 	"\x17ZoneHealthCheckResponse\x125\n" +
