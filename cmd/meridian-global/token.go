@@ -33,7 +33,7 @@ Makes the token that a zone control plane presents to the global (MERIDIAN_ZONE_
 
 The global's data directory (MERIDIAN_DATA_DIR) is what gives the right to make one. While no global runs on it, the
 token is made from the store there. While one does, it is asked, with the administrator's token that it keeps there:
-on this host, or at --url.
+on this host, or at --url. With a store in Postgres the right is to reach the database, and the token is made from that.
 
 `
 

@@ -206,13 +206,16 @@ func (f *follower) settle(head Head) {
 func (f *follower) forgetCompacted() {
 	var drop []*Tombstone
 	pending := f.head()
+	kept := map[string]bool{} // types whose newest change is a tombstone that stays
 	for t := range all[*Tombstone](f.txn, tableTombstones, indexRevision+"_prefix", []byte{}) {
 		if t.Revision > f.compacted {
 			break
 		}
-		if t.Revision != pending.LastChange(t.Key.Type) {
-			drop = append(drop, t)
+		if !kept[t.Key.Type] && t.Revision == pending.LastChange(t.Key.Type) {
+			kept[t.Key.Type] = true
+			continue
 		}
+		drop = append(drop, t)
 	}
 	for _, t := range drop {
 		f.must(f.txn.Delete(tableTombstones, t))

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meridian-mesh/meridian/common/store"
+	"github.com/meridian-mesh/meridian/common/store/bolt"
 	"github.com/meridian-mesh/meridian/common/store/postgres"
 	"github.com/meridian-mesh/meridian/common/store/postgres/pgtest"
 )
@@ -104,16 +106,39 @@ func BenchmarkVisible(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }
 
-// BenchmarkOpen100000 opens a store with 100,000 records.
+// BenchmarkOpen100000 opens a store with 100,000 records, in Postgres and in a file.
 func BenchmarkOpen100000(b *testing.B) {
-	d := pgtest.Start(b, "fsync=off").NewSchema(b)
-	fill(b, openURL(b, d.URL(), postgres.Options{}), 100_000)
+	b.Run("postgres", func(b *testing.B) {
+		d := pgtest.Start(b, "fsync=off").NewSchema(b)
+		benchmarkOpen(b, func() (store.Backend, error) { return postgres.Open(b.Context(), postgres.Options{URL: d.URL()}) })
+	})
+	b.Run("bolt", func(b *testing.B) {
+		file := filepath.Join(b.TempDir(), "store.db")
+		benchmarkOpen(b, func() (store.Backend, error) { return bolt.Open(file, bolt.Options{}) })
+	})
+}
+
+func benchmarkOpen(b *testing.B, open func() (store.Backend, error)) {
+	b.Helper()
+	backend, err := open()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s, err := store.Open(b.Context(), backend, store.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	fill(b, s, 100_000)
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+	s = nil
 	b.ReportAllocs()
 	var before, after runtime.MemStats
 	for b.Loop() {
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		backend, err := postgres.Open(b.Context(), postgres.Options{URL: d.URL()})
+		backend, err := open()
 		if err != nil {
 			b.Fatal(err)
 		}

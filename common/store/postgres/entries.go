@@ -100,8 +100,11 @@ func (b *Backend) Follow(ctx context.Context, record func(*store.Record) error, 
 		return store.Head{ID: b.id, Revision: known.revision}, nil // it was this replica's own commit
 	}
 	head, err := b.read(ctx, nil, record, tombstone)
-	if errors.Is(err, errOtherHistory) {
+	switch {
+	case errors.Is(err, errOtherHistory):
 		err = b.renameHistory(ctx, err)
+	case !errors.Is(err, store.ErrCompacted):
+		b.suspect(err)
 	}
 	if err != nil {
 		b.recheck.Store(true)

@@ -1,12 +1,14 @@
 package postgres_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -170,6 +172,57 @@ func TestALostConnectionInACommitIsLookedUp(t *testing.T) {
 	}
 }
 
+// The answer to a COMMIT is lost. Where the database can be asked, the write is answered as if nothing had happened; where it stays
+// away, the outcome is said to be unknown, and shows when it is back.
+func TestTheAnswerToACommitIsLost(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		t.Run(fmt.Sprintf("away=%v", away), func(t *testing.T) {
+			d := database(t)
+			p := server.NewProxy(t)
+			s := openURL(t, d.Through(p), postgres.Options{Timeout: time.Second})
+			mustPut(t, s, "a", "1")
+			var armed atomic.Bool
+			p.Edit(func(b []byte) []byte {
+				if !bytes.Contains(b, []byte("UPDATE 1\x00")) || !bytes.Contains(b, []byte("COMMIT\x00")) || !armed.CompareAndSwap(true, false) {
+					return b
+				}
+				if away {
+					p.Refuse(true)
+				} else {
+					p.Cut()
+				}
+				return nil
+			})
+			armed.Store(true)
+			rev, err := s.Update(t.Context(), put("b", "1"))
+			if armed.Load() {
+				t.Fatal("no COMMIT was seen")
+			}
+			switch {
+			case !away && (err != nil || rev != 2):
+				t.Fatalf("answered %d, %v", rev, err)
+			case away && (!errors.Is(err, store.ErrUnknown) || !errors.Is(err, store.ErrUnavailable)):
+				t.Fatalf("answered %d, %v", rev, err)
+			case away:
+				if _, err := s.Update(t.Context(), put("c", "1")); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnknown) {
+					t.Errorf("a later write: %v", err)
+				}
+				p.Refuse(false)
+				awaitWritable(t, s)
+			}
+			if err := storetest.Await(t.Context(), s, 2); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := s.Snapshot().Get(store.Key{Type: "T", Mesh: "m", Name: "b"}); !ok {
+				t.Error("the write is lost")
+			}
+			if rev := mustPut(t, s, "d", "1"); rev != 3 {
+				t.Errorf("the next write has revision %d", rev)
+			}
+		})
+	}
+}
+
 func awaitWritable(tb testing.TB, s *store.Store) {
 	tb.Helper()
 	for s.Err() != nil {
@@ -231,6 +284,32 @@ func TestTheDatabaseIsAwayForAWhile(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A batch may be larger than what one statement carries.
+func TestALargeBatch(t *testing.T) {
+	d := database(t)
+	a, b := openURL(t, d.URL(), postgres.Options{}), openURL(t, d.URL(), postgres.Options{})
+	spec := bytes.Repeat([]byte("0123456789abcdef"), 3<<16)
+	_, err := a.Update(t.Context(), func(*store.Snapshot) ([]store.Op, error) {
+		var ops []store.Op
+		for i := range 5 {
+			ops = append(ops, store.Put(&store.Record{Key: store.Key{Type: "T", Name: fmt.Sprint(i)}, Spec: spec}))
+		}
+		return ops, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := storetest.Await(t.Context(), b, 1); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		r, ok := b.Snapshot().Get(store.Key{Type: "T", Name: fmt.Sprint(i)})
+		if !ok || !bytes.Equal(r.Spec, spec) {
+			t.Errorf("record %d is not what was written", i)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/postgres"
 	"github.com/meridian-mesh/meridian/common/store/postgres/pgtest"
+	"github.com/meridian-mesh/meridian/common/store/storetest"
 )
 
 // open opens a backend that the test closes, or returns why it cannot be.
@@ -155,6 +157,27 @@ func TestThePasswordComesFromAFile(t *testing.T) {
 	}
 }
 
+// The connection is as safe as the URL says.
+func TestTLS(t *testing.T) {
+	s := pgtest.Start(t, "fsync=off")
+	ca, otherCA := s.EnableTLS(t), s.OtherCA(t)
+	for _, tc := range []struct {
+		params string
+		want   string // "": it opens
+	}{
+		{"sslmode=require", ""},
+		{"sslmode=verify-full&sslrootcert=" + ca, ""},
+		{"sslmode=verify-full&sslrootcert=" + otherCA, "certificate signed by unknown authority"},
+		{"sslmode=verify-ca&sslrootcert=" + otherCA, "certificate signed by unknown authority"},
+	} {
+		u := strings.Replace(s.URL(), "sslmode=disable", tc.params, 1)
+		_, err := open(t, postgres.Options{URL: u, StartTimeout: time.Second})
+		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%s: %v", tc.params, err)
+		}
+	}
+}
+
 func TestOpenWaitsForADatabaseThatStarts(t *testing.T) {
 	s := pgtest.Start(t, "fsync=off")
 	if err := s.Stop(); err != nil {
@@ -231,5 +254,33 @@ func TestNothingDependsOnNotifications(t *testing.T) {
 	}
 	if dropped.Load() == 0 {
 		t.Error("no notification was dropped")
+	}
+}
+
+// A write is the first to see that the database was restored: it is decided on the restored state.
+func TestAWriteOnARestoredDatabase(t *testing.T) {
+	for _, back := range []int{1, 2} {
+		d := database(t)
+		p := server.NewProxy(t)
+		// No notification and no look at the head row: only the turn to write tells.
+		s := openURL(t, d.Through(p), postgres.Options{})
+		for _, spec := range []string{"1", "2", "3"} {
+			mustPut(t, s, "a", spec)
+		}
+		d.Exec(t, fmt.Sprintf(`BEGIN; DELETE FROM meridian_commits WHERE revision > %[1]d; DELETE FROM meridian_entries;
+			UPDATE meridian_head SET revision = %[1]d, commit_id = (SELECT commit_id FROM meridian_commits WHERE revision = %[1]d); COMMIT`, 3-back))
+		_, err := s.Update(t.Context(), func(head *store.Snapshot) ([]store.Op, error) {
+			if n := head.Count("T", ""); n != 0 {
+				return nil, fmt.Errorf("the function sees %d records", n)
+			}
+			ops, _ := put("b", "1")(nil)
+			return ops, nil
+		})
+		if err != nil {
+			t.Errorf("%d revisions back: %v", back, err)
+		}
+		if err := storetest.Equal(t.Context(), openURL(t, d.URL(), postgres.Options{}), s); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -134,10 +134,12 @@ func (b *Backend) prepare(ctx context.Context) error {
 	for _, name := range applied {
 		b.o.Log.InfoContext(ctx, "database migrated", "migration", name)
 	}
+	// Two statements: the second sees what another replica did while the first waited for it.
+	if _, err := b.pool.Exec(ctx, "UPDATE meridian_head SET plane = $1 WHERE plane = ''", b.o.Plane); err != nil {
+		return fmt.Errorf("note whose state the database holds: %w", err)
+	}
 	var schema, plane string
-	err = b.pool.QueryRow(ctx, `WITH mine AS (UPDATE meridian_head SET plane = $1 WHERE plane = '' AND $1 <> '' RETURNING plane)
-		SELECT current_schema(), coalesce((SELECT plane FROM mine), (SELECT plane FROM meridian_head))`, b.o.Plane).Scan(&schema, &plane)
-	if err != nil {
+	if err := b.pool.QueryRow(ctx, "SELECT current_schema(), plane FROM meridian_head").Scan(&schema, &plane); err != nil {
 		return fmt.Errorf("read whose state the database holds: %w", err)
 	}
 	if plane != b.o.Plane && b.o.Plane != "" {
@@ -178,6 +180,7 @@ func (b *Backend) Lock(ctx context.Context) (store.Revision, error) {
 			return revision, nil
 		}
 		b.drop()
+		b.suspect(err)
 		if refusedByServer(err) || permanent(err) || !wait.wait(ctx) {
 			b.recheck.Store(true)
 			return 0, fmt.Errorf("lock the head of the store: %w", err)
@@ -196,8 +199,8 @@ func (b *Backend) lock(ctx context.Context) (store.Revision, error) {
 		return 0, err
 	}
 	if known := b.known.Load(); head.id != b.id || head.revision < known.revision || head.revision == known.revision && head.commit != known.commit {
-		// Another history: Follow says so. The store asks it when the revision is not its own.
-		return head.revision + 1, nil
+		// Another history: Follow says so. The store asks it when the revision is not the one it has.
+		return known.revision + 1, nil
 	}
 	return head.revision, nil
 }
@@ -235,6 +238,14 @@ func (b *Backend) drop() {
 	if b.turn != nil {
 		b.turn.Release()
 		b.turn = nil
+	}
+}
+
+// suspect closes what is left in the pool after a connection broke: what broke it has most likely broken the others, which
+// would be found one by one.
+func (b *Backend) suspect(err error) {
+	if err != nil && !refusedByServer(err) {
+		b.pool.Reset()
 	}
 }
 
@@ -290,6 +301,7 @@ func (b *Backend) Append(ctx context.Context, g store.Group) error {
 	committing, err := b.write(ctx, g, next)
 	broken := err != nil && !refusedByServer(err)
 	b.drop()
+	b.suspect(err)
 	switch {
 	case err == nil:
 		b.known.Store(&next)
