@@ -1,6 +1,8 @@
 package admin
 
 import (
+	"strings"
+
 	"google.golang.org/protobuf/proto"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
@@ -51,9 +53,14 @@ func format(q server.ProxyQuestion) meshv1.AdminOutputFormat {
 func (k kind) failure() string { return "couldn't execute " + k.operation + " operation" }
 func (k kind) prefix() string  { return "could not send " + k.operation + "Request" }
 
+// kumaNotFound begins the error of a Kuma zone that has not the resource that is asked for.
+const kumaNotFound = "resource not found: "
+
 // result is what a zone's answer means to who asked.
 func (k kind) result(a answer) ([]byte, error) {
 	switch {
+	case a.failed && a.reason == "" && strings.HasPrefix(a.text, kumaNotFound):
+		return nil, fail(server.AskNotFound, "%s: %s", k.prefix(), a.text)
 	case a.failed:
 		return nil, kds.AskError(a.reason, k.prefix()+": "+a.text)
 	case len(a.body) == 0 && k.never != "":

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -39,9 +40,8 @@ func (r *Registry) onKubernetes(zone string) bool {
 	if !ok {
 		return false
 	}
-	subs := insight.GetSubscriptions()
-	for i := len(subs) - 1; i >= 0; i-- {
-		text := subs[i].GetConfig()
+	for _, sub := range slices.Backward(insight.GetSubscriptions()) {
+		text := sub.GetConfig()
 		if text == "" {
 			continue
 		}
