@@ -101,7 +101,11 @@ func (r *Registry) Ask(ctx context.Context, q server.ProxyQuestion) (body []byte
 		return nil, err
 	}
 	defer r.release(zone)
-	return r.ask(ctx, l, k, name, q)
+	body, err = r.ask(ctx, l, k, name, q)
+	if err == nil && q.View == server.ViewConfigDump {
+		return k.redact(body)
+	}
+	return body, err
 }
 
 // ask sends the question and waits for its answer.

@@ -48,10 +48,10 @@ func TestEachAnswerReachesWhoAskedInWhateverOrderTheyCome(t *testing.T) {
 		ids = append(ids, req.GetRequestId())
 	}
 	for _, i := range rand.Perm(len(ids)) {
-		p.say(ids[i], fmt.Sprint("answer ", i))
+		p.say(ids[i], fmt.Sprint(i))
 	}
 	for i, c := range waiting {
-		if got := <-c; got.err != nil || string(got.body) != fmt.Sprint("answer ", i) {
+		if got := <-c; got.err != nil || string(got.body) != fmt.Sprint(i) {
 			t.Errorf("question %d: %q, %v", i, got.body, got.err)
 		}
 	}
@@ -76,14 +76,14 @@ func TestAnswersThatNobodyWaitsForAreIgnoredAndCounted(t *testing.T) {
 	p.say(late, "late")
 	p.say("nonsense", "unknown")
 	p.write(&meshv1.XDSConfigResponse{})
-	p.say(id, "right")
+	p.say(id, `"right"`)
 	p.say(id, "twice")
-	if got := <-c; got.err != nil || string(got.body) != "right" {
+	if got := <-c; got.err != nil || string(got.body) != `"right"` {
 		t.Errorf("answer %q, %v", got.body, got.err)
 	}
 	c = r.start(t.Context(), dump("zone-1"))
-	p.say(p.read().GetRequestId(), "still there")
-	if got := <-c; string(got.body) != "still there" {
+	p.say(p.read().GetRequestId(), `"still there"`)
+	if got := <-c; string(got.body) != `"still there"` {
 		t.Errorf("answer %q, %v", got.body, got.err)
 	}
 	if n := r.metric("meridian_proxy_questions_ignored_answers_total"); n != 4 {
@@ -117,6 +117,19 @@ func TestWhatAZoneAnswersIsWhatTheClientIsTold(t *testing.T) {
 	c := r.start(t.Context(), dump("zone-1"))
 	p.write(&meshv1.XDSConfigResponse{RequestId: p.read().GetRequestId()})
 	wantError(t, <-c, server.AskFailed, "no configuration")
+	c = r.start(t.Context(), dump("zone-1"))
+	p.say(p.read().GetRequestId(), "no JSON")
+	wantError(t, <-c, server.AskFailed, "what the zone answered is no JSON")
+}
+
+func TestSecretsInTheDumpOfAKumaZoneAreMasked(t *testing.T) {
+	r := newRig(t, nil)
+	p := r.connect("zone-1", false)
+	c := r.start(t.Context(), dump("zone-1"))
+	p.say(p.read().GetRequestId(), `{"configs":[{"initial_metadata":[{"key":"authorization","value":"a token"}]}]}`)
+	if got := <-c; got.err != nil || strings.Contains(string(got.body), "a token") || !strings.Contains(string(got.body), "[redacted]") {
+		t.Errorf("answer %s, %v", got.body, got.err)
+	}
 }
 
 func TestWhatCannotBeAskedIsSaidAtOnce(t *testing.T) {
@@ -217,8 +230,8 @@ func TestAZoneThatDoesNotAnswerCostsNoMoreThanTheTimeout(t *testing.T) {
 		fresh := r.start(t.Context(), dump("zone-1"))
 		req := p.read()
 		p.say(stale.GetRequestId(), "stale")
-		p.say(req.GetRequestId(), "fresh")
-		if got := <-fresh; string(got.body) != "fresh" {
+		p.say(req.GetRequestId(), `"fresh"`)
+		if got := <-fresh; string(got.body) != `"fresh"` {
 			t.Errorf("answer %q, %v", got.body, got.err)
 		}
 		cancel()
@@ -241,9 +254,9 @@ func TestAZoneCannotUseUpWhatOthersMayAsk(t *testing.T) {
 	id := two.read().GetRequestId()
 	_, err = r.Ask(t.Context(), dump("zone-2"))
 	wantError(t, reply{nil, err}, server.AskBusy, "3 questions about proxies are on their way already")
-	two.say(id, "ok")
+	two.say(id, "{}")
 	for i, c := range waiting {
-		one.say(ids[i], "ok")
+		one.say(ids[i], "{}")
 		<-c
 	}
 	<-other
@@ -283,8 +296,8 @@ func TestTheNewestStreamOfAZoneCounts(t *testing.T) {
 	wantError(t, <-c, server.AskUnreachable, "has ended")
 	<-older.over
 	c = r.start(t.Context(), dump("zone-1"))
-	newer.say(newer.read().GetRequestId(), "newer")
-	if got := <-c; string(got.body) != "newer" {
+	newer.say(newer.read().GetRequestId(), `"newer"`)
+	if got := <-c; string(got.body) != `"newer"` {
 		t.Errorf("answer %q, %v", got.body, got.err)
 	}
 	// A stream that was replaced before it got here is not the newest, though it comes last.
@@ -294,8 +307,8 @@ func TestTheNewestStreamOfAZoneCounts(t *testing.T) {
 		t.Error("it ended without a reason")
 	}
 	c = r.start(t.Context(), dump("zone-1"))
-	newer.say(newer.read().GetRequestId(), "still")
-	if got := <-c; string(got.body) != "still" {
+	newer.say(newer.read().GetRequestId(), `"still"`)
+	if got := <-c; string(got.body) != `"still"` {
 		t.Errorf("answer %q, %v", got.body, got.err)
 	}
 }

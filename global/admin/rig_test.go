@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -187,7 +188,7 @@ func (r *rig) start(ctx context.Context, q server.ProxyQuestion) <-chan reply {
 	c := make(chan reply, 1)
 	r.halves.Go(func() {
 		body, err := r.Ask(ctx, q)
-		c <- reply{body, err}
+		c <- reply{bytes.TrimSpace(body), err}
 	})
 	return c
 }
