@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -74,8 +76,7 @@ func TestSubscriptions(t *testing.T) {
 		p := r.connect(t, "a")
 		p.subscribe(Listener)
 		p.subscribe(Cluster)
-		r.opened(t)
-		r.settle(t)
+		r.waitsFor(t, "a", Listener, Cluster)
 		r.Publish("a", newConfig(t, map[Kind]content{Cluster: {"x": 1}, Listener: {"in": 1}}))
 		p.takes(Cluster, content{"x": 1})
 		p.takes(Listener, content{"in": 1})
@@ -191,10 +192,30 @@ func TestSubscriptions(t *testing.T) {
 // settle waits until the server waits for requests: until each stream has an open watch for every kind it subscribed to.
 func (r *rig) settle(t testing.TB) {
 	t.Helper()
+	eventually(t, "the server still waits for an acknowledgement", r.settled)
+}
+
+// waitsFor waits until the server has requests of all the kinds of a stream of the node, which it cannot answer yet.
+func (r *rig) waitsFor(t testing.TB, node string, of ...Kind) {
+	t.Helper()
+	eventually(t, "the server does not have the requests", func() bool {
+		n := r.lockNode(node)
+		defer n.mu.Unlock()
+		for st := range n.streams {
+			if !slices.ContainsFunc(of, func(k Kind) bool { return st.watches[k].open == nil }) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func eventually(t testing.TB, failure string, done func() bool) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
-	for !r.settled() {
+	for !done() {
 		if time.Now().After(deadline) {
-			t.Fatal("the server still waits for an acknowledgement")
+			t.Fatal(failure)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -350,6 +371,27 @@ func TestClustersOutliveWhatSendsToThem(t *testing.T) {
 		p.takes(Cluster, content{"x": 2})
 		p.ack(second)
 		p.quiet(Secret)
+	})
+	t.Run("but not for ever when the answer does not come", func(t *testing.T) {
+		r, p := begin(t)
+		many := content{"x": 1}
+		for n := range maxLeaving {
+			many[fmt.Sprint(n)] = 1
+		}
+		of := func(clusters content, route int) map[Kind]content {
+			return map[Kind]content{Cluster: clusters, Listener: {"l": 1}, Route: {"r": route}}
+		}
+		r.Publish("a", newConfig(t, of(many, 1)))
+		p.takes(Cluster, many)
+		r.settle(t)
+		all := maps.Clone(many)
+		all["y"] = 1
+		r.Publish("a", newConfig(t, of(content{"y": 1}, 2)))
+		p.takes(Cluster, all)
+		p.wants(Route, content{"r": 2})
+		r.waitsFor(t, "a", Cluster)
+		r.Publish("a", newConfig(t, of(content{"z": 1}, 2)))
+		p.takes(Cluster, content{"y": 1, "z": 1}) // y has only just gone
 	})
 	t.Run("not when nothing that could send to it changes", func(t *testing.T) {
 		r, p := begin(t)

@@ -328,6 +328,10 @@ func (r *response) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, error
 	return out, nil
 }
 
+// maxLeaving bounds what a stream is given of clusters that have long gone: they would pile up with a proxy that answers for clusters
+// and never for listeners and routes. With so many, only those that have just gone stay.
+const maxLeaving = 1000
+
 // leave notes which clusters the stream is to hold for a while beyond next. The caller holds the node's lock.
 func (w *watch) leave(next contents, behind bool) {
 	before := w.leaving
@@ -344,9 +348,11 @@ func (w *watch) leave(next contents, behind bool) {
 			return true
 		})
 	}
-	for name, r := range before {
-		if next.get(name) == nil {
-			leaving[name] = cmp.Or(leaving[name], r)
+	if len(before) < maxLeaving {
+		for name, r := range before {
+			if next.get(name) == nil {
+				leaving[name] = cmp.Or(leaving[name], r)
+			}
 		}
 	}
 	w.leaving = leaving
