@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"slices"
+
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -44,18 +46,24 @@ const (
 // listener makes the listener of a port.
 //
 // In plain text one filter chain serves all hosts: requests say which they mean, and connections cannot, so they go to the backends of
-// all. With TLS each host has a chain of its own, which the server name of a connection chooses.
+// all. With TLS each host has a chain of its own, which the server name of a connection chooses. A host that cannot be served has one too,
+// which closes connections, and answers 404: else the certificate and the routes of * or *.domain would be taken for its own.
+//
+// Requests choose their host by themselves, whatever the server name was: browsers send those for other names that a certificate is for
+// over a connection that they have. Nobody is kept out by a server name, for clients do not have to show who they are.
 func (g *gatewayGenerator) listener(name string, l *gateway.Listener) {
 	m := &listenerv3.Listener{
 		Name: name, Address: socketAddress(g.dp.GetNetworking().GetAddress(), l.Port), TrafficDirection: corev3.TrafficDirection_INBOUND,
 		EnableReusePort: boolean(true), PerConnectionBufferLimitBytes: u32(gatewayBuffer), Metadata: listenerTags(l.Hosts[0].Tags),
 	}
 	var requests, plain, secured []*gateway.Host
+	closed := make(map[*gateway.Host]bool)
 	sockets := make(map[*gateway.Host]*corev3.TransportSocket)
 	for _, h := range l.Hosts {
 		if h.TLS.GetMode() == meshv1.MeshGateway_TLS_TERMINATE {
 			if sockets[h] = g.terminate(l, h); sockets[h] == nil {
-				continue
+				h = &gateway.Host{Name: h.Name, Tags: h.Tags, TLS: h.TLS}
+				closed[h] = true
 			}
 		}
 		if gateway.HTTP(l.Protocol, h.TLS) {
@@ -68,12 +76,15 @@ func (g *gatewayGenerator) listener(name string, l *gateway.Listener) {
 		}
 	}
 	faults := false
-	if len(requests) > 0 {
+	if slices.ContainsFunc(requests, func(h *gateway.Host) bool { return !closed[h] }) {
 		var config *routev3.RouteConfiguration
 		config, faults = g.routes(name, l, requests)
 		g.add(originGateway, xds.Route, name, config)
 	}
 	filters := func(hosts ...*gateway.Host) []*listenerv3.Filter {
+		if closed[hosts[0]] {
+			return nil
+		}
 		if gateway.HTTP(l.Protocol, hosts[0].TLS) {
 			return []*listenerv3.Filter{g.p.hcm(g.manager(name, faults))}
 		}
@@ -93,10 +104,6 @@ func (g *gatewayGenerator) listener(name string, l *gateway.Listener) {
 	}
 	if len(secured) > 0 {
 		m.ListenerFilters = []*listenerv3.ListenerFilter{g.p.inspectTLS()}
-	}
-	if len(m.GetFilterChains()) == 0 {
-		// A listener without any is refused. This one closes all connections.
-		m.FilterChains = []*listenerv3.FilterChain{{}}
 	}
 	g.add(originGateway, xds.Listener, name, m)
 }

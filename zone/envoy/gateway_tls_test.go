@@ -161,7 +161,7 @@ func TestServerNamesChooseHosts(t *testing.T) {
 		{"a host of a domain", "b.example.org", "/", false, "api"},
 		{"a host that a route makes", "a.example.org", "/a", false, "api"},
 		{"a host that a route makes has that route alone", "a.example.org", "/b", false, "404"},
-		{"a host whose certificate is missing", "lost.example.com", "/", false, "no filter chain"},
+		{"a host whose certificate is missing", "lost.example.com", "/", false, "no filters"},
 		{"no host", "example.net", "/", false, "no filter chain"},
 		{"no TLS", "", "/", false, "no filter chain"},
 		{"TLS is passed on", "db.example.com", "", true, "db"},
@@ -178,16 +178,76 @@ func TestServerNamesChooseHosts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := o.Refused
-			for cluster := range o.Destinations {
-				got, _, _ = strings.Cut(cluster, "-")
-			}
-			if o.Answer != 0 {
-				got = fmt.Sprint(o.Answer)
-			}
-			if got != tt.want {
+			if got := whereTo(o); got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
 	}
+}
+
+// Nor is it served by the host for all names, under whose certificate.
+func TestAHostWithoutACertificateIsNotServedByAnother(t *testing.T) {
+	cert, key := certificate(t, signer[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)))
+	out := parse(t, fmt.Sprintf(`zone: zone-1
+proxy: edge-1
+---
+type: Mesh
+name: default
+---
+type: Dataplane
+mesh: default
+name: edge-1
+networking: {address: 10.0.0.1, gateway: {type: BUILTIN, tags: {kuma.io/service: edge}}}
+---
+type: Dataplane
+mesh: default
+name: api-1
+networking: {address: 10.0.0.2, inbound: [{port: 80, tags: {kuma.io/service: api, kuma.io/protocol: http}}]}
+---
+type: Secret
+mesh: default
+name: c
+data: %q
+---
+type: MeshGateway
+mesh: default
+name: edge
+selectors: [{match: {kuma.io/service: edge}}]
+conf:
+  listeners:
+    - {port: 443, protocol: HTTPS, tls: {mode: TERMINATE, certificates: [{secret: c}]}}
+    - {port: 443, protocol: HTTPS, hostname: lost.example.com, tls: {mode: TERMINATE, certificates: [{secret: none}]}}
+---
+type: MeshGatewayRoute
+mesh: default
+name: all
+selectors: [{match: {kuma.io/service: edge}}]
+conf: {http: {rules: [{matches: [{path: {match: PREFIX, value: /}}], backends: [{weight: 1, destination: {kuma.io/service: api}}]}]}}
+`, base64.StdEncoding.EncodeToString(slices.Concat(cert, key)))).output(t)
+	for _, tt := range []struct{ sni, host, want string }{
+		{"lost.example.com", "lost.example.com", "no filters"},
+		{"other.example.com", "lost.example.com", "404"},
+		{"other.example.com", "other.example.com", "api"},
+	} {
+		o, err := envoytest.New(messages(out)).Ask("edge:HTTPS:443", envoytest.Connection{TLS: true, ServerName: tt.sni, ALPN: []string{"h2"}},
+			&envoytest.Request{Method: "GET", Host: tt.host, Path: "/"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := whereTo(o); got != tt.want {
+			t.Errorf("server name %s, host %s: got %q, want %q", tt.sni, tt.host, got, tt.want)
+		}
+	}
+}
+
+// whereTo is the service that something goes to, the status that it is answered with, or why it is refused.
+func whereTo(o envoytest.Outcome) string {
+	if o.Answer != 0 {
+		return fmt.Sprint(o.Answer)
+	}
+	for cluster := range o.Destinations {
+		service, _, _ := strings.Cut(cluster, "-")
+		return service
+	}
+	return o.Refused
 }
