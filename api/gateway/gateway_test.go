@@ -190,6 +190,22 @@ func TestHostsAndTheirRoutes(t *testing.T) {
 			[]string{`MeshGatewayRoute "r" is not served: no listener that it selects has its protocol and one of its host names`},
 		},
 		{
+			"names that no proxy can listen for are left out, and told",
+			[]*store.Record{
+				meshGateway(all, `{"port":80,"protocol":"HTTP","hostname":"*api.example.com"}`), httpRoute("r", "*x.example.com", "*.", "a b", "ok.example.com"),
+				httpRoute("s", "w.*.com"),
+			},
+			[]string{"80 *:", "80 ok.example.com: r"},
+			[]string{
+				`MeshGateway "edge": conf.listeners[1] on port 80 is not served: "*api.example.com" is not a host name, *.domain or *`,
+				`MeshGatewayRoute "r": conf.http.hostnames: "*x.example.com" is not a host name, *.domain or *: the route is not for it`,
+				`MeshGatewayRoute "r": conf.http.hostnames: "*." is not a host name, *.domain or *: the route is not for it`,
+				`MeshGatewayRoute "r": conf.http.hostnames: "a b" is not a host name, *.domain or *: the route is not for it`,
+				`MeshGatewayRoute "s": conf.http.hostnames: "w.*.com" is not a host name, *.domain or *: the route is not for it`,
+				`MeshGatewayRoute "s" is not served: no listener that it selects has its protocol and one of its host names`,
+			},
+		},
+		{
 			"routes go where their protocol is spoken",
 			[]*store.Record{meshGateway(all, tcp, passthrough, terminate), httpRoute("r"), tcpRoute("s")},
 			[]string{"80 *: r", "90 *: s", "443 api.example.com: r", "443 www.example.com: s"},

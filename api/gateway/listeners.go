@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -37,6 +38,10 @@ func (g *Gateway) ports(dp *meshv1.Dataplane) []*Listener {
 			continue
 		}
 		host := newHost(dp, spec, l)
+		if !isHostName(host.Name) {
+			leaveOut(fmt.Sprintf("%q is not a host name, *.domain or *", host.Name))
+			continue
+		}
 		if l.GetProtocol() == meshv1.MeshGateway_Listener_HTTP && host.TLS != nil {
 			g.warn("MeshGateway %q: conf.listeners[%d] on port %d: tls has no effect with the protocol HTTP", g.MeshGateway.Name, i, l.GetPort())
 			host.TLS = nil
@@ -79,6 +84,15 @@ func newHost(dp *meshv1.Dataplane, spec *meshv1.MeshGateway, l *meshv1.MeshGatew
 
 // hostName is a name in the form in which names are compared.
 func hostName(name string) string { return cmp.Or(strings.ToLower(name), anyHost) }
+
+// isHostName reports whether a name is one that a listener can be for. Proxies refuse to listen for names with a * in other places.
+func isHostName(name string) bool {
+	domain := strings.TrimPrefix(name, anyHost+".")
+	return name == anyHost || domain != "" && strings.Trim(domain, hostCharacters) == ""
+}
+
+// hostCharacters are those of DNS names, of the names that programs make do with, and of addresses.
+const hostCharacters = "abcdefghijklmnopqrstuvwxyz0123456789-._:[]"
 
 func (l *Listener) host(name string) *Host {
 	for _, h := range l.Hosts {

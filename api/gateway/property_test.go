@@ -187,6 +187,9 @@ func TestWrongAnswersToAffectsOfAGatewayAreNoticed(t *testing.T) {
 		"the tags of listeners are no sources": func(s *policy.Set, p *policy.Policy, dp *meshv1.Dataplane, o policy.Options) bool {
 			return s.Affects(p, dp, o) && (p.Type == policy.MeshGateway || p.Type == policy.MeshGatewayRoute || p.SelectsSource(dp.Networking.Gateway.Tags))
 		},
+		"the tags of listeners are not what routes select": func(s *policy.Set, p *policy.Policy, dp *meshv1.Dataplane, o policy.Options) bool {
+			return s.Affects(p, dp, o) && (p.Type != policy.MeshGatewayRoute || p.Selects(dp.Networking.Gateway.Tags))
+		},
 	}
 	for _, typ := range []resource.Type{
 		policy.MeshGateway, policy.MeshGatewayRoute, policy.CircuitBreaker, policy.FaultInjection, policy.HealthCheck, policy.RateLimit, policy.Retry, policy.Timeout,

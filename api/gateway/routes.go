@@ -16,32 +16,37 @@ import (
 // request is served by the routes of the most specific host for its name, and by no others.
 func (g *Gateway) serve(set *policy.Set, l *Listener) *Listener {
 	out := &Listener{Port: l.Port, Protocol: l.Protocol, ConnectionLimit: l.ConnectionLimit}
+	byName := make(map[string]*Host)
 	for _, h := range l.Hosts {
-		out.Hosts = append(out.Hosts, &Host{Name: h.Name, Tags: h.Tags, TLS: h.TLS})
+		byName[h.Name] = &Host{Name: h.Name, Tags: h.Tags, TLS: h.TLS}
+		out.Hosts = append(out.Hosts, byName[h.Name])
 	}
 	// Of two listeners whose hosts cover the name of a route, the host for that name is made like the more specific one.
 	listeners := slices.SortedFunc(slices.Values(l.Hosts), moreSpecific)
-	attached := make(map[*Host][]*policy.Policy)
+	attached := make(map[*Host]map[*policy.Policy]bool)
 	for _, h := range listeners {
 		for _, p := range set.Of(policy.MeshGatewayRoute) {
 			if !fits(p, HTTP(l.Protocol, h.TLS)) || !p.Selects(h.Tags) {
 				continue
 			}
-			for _, name := range h.namesOf(p) {
-				target := out.host(name)
+			for _, name := range g.namesOf(h, p) {
+				target := byName[name]
 				if target == nil {
 					target = &Host{Name: name, Tags: h.Tags, TLS: h.TLS}
-					out.Hosts = append(out.Hosts, target)
+					out.Hosts, byName[name] = append(out.Hosts, target), target
 				}
-				if HTTP(l.Protocol, target.TLS) == HTTP(l.Protocol, h.TLS) && !slices.Contains(attached[target], p) {
-					attached[target] = append(attached[target], p)
+				if HTTP(l.Protocol, target.TLS) == HTTP(l.Protocol, h.TLS) {
+					if attached[target] == nil {
+						attached[target] = make(map[*policy.Policy]bool)
+					}
+					attached[target][p] = true
 				}
 			}
 		}
 	}
 	for _, h := range out.Hosts {
 		client := set.Client(h.Tags)
-		for _, p := range attached[h] {
+		for p := range attached[h] {
 			h.Routes = append(h.Routes, route(client, p))
 		}
 		slices.SortFunc(h.Routes, func(a, b *Route) int { return strings.Compare(a.Policy.Name, b.Policy.Name) })
@@ -57,7 +62,7 @@ func fits(p *policy.Policy, http bool) bool {
 }
 
 // namesOf are the names of the host that a route is for, each once.
-func (h *Host) namesOf(p *policy.Policy) []string {
+func (g *Gateway) namesOf(h *Host, p *policy.Policy) []string {
 	wanted := p.Spec.(*meshv1.MeshGatewayRoute).GetConf().GetHttp().GetHostnames()
 	if len(wanted) == 0 {
 		return []string{h.Name}
@@ -65,6 +70,8 @@ func (h *Host) namesOf(p *policy.Policy) []string {
 	var out []string
 	for _, name := range wanted {
 		switch name = hostName(name); {
+		case !isHostName(name):
+			g.warn("MeshGatewayRoute %q: conf.http.hostnames: %q is not a host name, *.domain or *: the route is not for it", p.Name, name)
 		case covers(name, h.Name):
 			out = append(out, h.Name)
 		case h.wildcard() && covers(h.Name, name):
@@ -77,15 +84,18 @@ func (h *Host) namesOf(p *policy.Policy) []string {
 
 // warnOfIdleRoutes names the routes that select a listener and are served by none.
 func (g *Gateway) warnOfIdleRoutes(set *policy.Set) {
-	for _, p := range set.Of(policy.MeshGatewayRoute) {
-		selects, served := false, false
-		for _, l := range g.Listeners {
-			for _, h := range l.Hosts {
-				selects = selects || p.Selects(h.Tags)
-				served = served || slices.ContainsFunc(h.Routes, func(r *Route) bool { return r.Policy == p })
+	served := make(map[*policy.Policy]bool)
+	var hosts []*Host
+	for _, l := range g.Listeners {
+		hosts = append(hosts, l.Hosts...)
+		for _, h := range l.Hosts {
+			for _, r := range h.Routes {
+				served[r.Policy] = true
 			}
 		}
-		if selects && !served {
+	}
+	for _, p := range set.Of(policy.MeshGatewayRoute) {
+		if !served[p] && slices.ContainsFunc(hosts, func(h *Host) bool { return p.Selects(h.Tags) }) {
 			g.warn("MeshGatewayRoute %q is not served: no listener that it selects has its protocol and one of its host names", p.Name)
 		}
 	}

@@ -93,7 +93,8 @@ func (s *Set) affects(p *Policy, v view, o Options) bool {
 		_, ok := bestRank(p.targets, v.all...)
 		return ok && v.builtin || slices.ContainsFunc(p.Spec.(*meshv1.MeshGateway).GetConf().GetListeners(), (*meshv1.MeshGateway_Listener).GetCrossMesh)
 	case MeshGatewayRoute:
-		return v.builtin
+		_, ok := bestRank(p.targets, s.listeners(v).all...)
+		return ok && v.builtin
 	case MeshAccessLog, MeshTrace, MeshTrafficPermission:
 		_, ok := bestRank(p.targets, s.listeners(v).all...)
 		return ok && p.Ref.TargetRef.forType(v.proxyType())

@@ -176,6 +176,15 @@ func TestABuiltinGatewayIsNamedByTheTagsOfItsListeners(t *testing.T) {
 	if !set.Affects(m.Gateway, dp, policy.Options{}) || set.Affects(m.Gateway, sidecar(service("edge")), policy.Options{}) {
 		t.Error("whom the gateway affects")
 	}
+	route := func(name, port string) *store.Record {
+		return record(policy.MeshGatewayRoute, name, `{"selectors":[{"match":{"kuma.io/service":"edge","port":"`+port+`"}}],"conf":{"http":{}}}`, 1)
+	}
+	routed := newSet(t, gateway, route("one", "81"), route("none", "82"))
+	for _, p := range routed.Of(policy.MeshGatewayRoute) {
+		if got := routed.Affects(p, dp, policy.Options{}); got != (p.Name == "one") {
+			t.Errorf("route %s affects: %t", p.Name, got)
+		}
+	}
 	without := newSet(t, log("all", toMesh)).Match(dp, policy.Options{})
 	if without.Gateway != nil || len(without.AccessLog.Policies) != 0 {
 		t.Errorf("without its MeshGateway: %+v", without.AccessLog)
