@@ -52,7 +52,7 @@ func genStep(t *rapid.T) step {
 	s := step{
 		what: rapid.SampledFrom([]string{"publish", "publish", "subscribe", "subscribe", "blink", "repeat", "settle", "reject", "hold"}).Draw(t, "what"),
 		who:  rapid.IntRange(0, 2).Draw(t, "who"),
-		kind: rapid.SampledFrom([]Kind{Cluster, Endpoint, Secret, Secret, Listener}).Draw(t, "kind"),
+		kind: rapid.SampledFrom([]Kind{Cluster, Endpoint, Secret, Secret, Listener, Route}).Draw(t, "kind"),
 	}
 	switch s.what {
 	case "publish":
