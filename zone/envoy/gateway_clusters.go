@@ -38,7 +38,7 @@ func (g *gatewayGenerator) backends(all []wanted) []backend {
 	weights := gateway.Weights(destinations)
 	var out []backend
 	for i, w := range all {
-		weight := weights[i]
+		weight := uint64(weights[i])
 		if weight == 0 {
 			continue
 		}
@@ -79,6 +79,15 @@ func (g *gatewayGenerator) dial(h *gateway.Host, d *gateway.Destination) *cluste
 		g.addCluster(originGateway, c, d.CircuitBreaker, d.HealthCheck)
 	}
 	return c
+}
+
+// weightedOf are the clusters of backends and their shares.
+func weightedOf(to []backend) []weighted {
+	out := make([]weighted, len(to))
+	for i, b := range to {
+		out[i] = b.weighted
+	}
+	return out
 }
 
 // gatewayClusterName tells parts of a service from each other, and what hosts with different policies make of one.

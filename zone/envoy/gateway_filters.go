@@ -68,8 +68,9 @@ func (g *gatewayGenerator) editable(p *policy.Policy, name string) bool {
 	return true
 }
 
-// rewrite changes the path of requests, all of it or what a prefix matched.
+// rewrite changes the path of requests, all of it or what a prefix matched. Of several the last counts: Envoy takes one.
 func rewrite(conf *meshv1.MeshGatewayRoute_HttpRoute_Filter_Rewrite, match *routev3.RouteMatch, action *routev3.RouteAction) {
+	action.PrefixRewrite, action.RegexRewrite = "", nil
 	switch t := conf.GetPath().(type) {
 	case *meshv1.MeshGatewayRoute_HttpRoute_Filter_Rewrite_ReplaceFull:
 		action.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{

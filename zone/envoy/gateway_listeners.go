@@ -162,15 +162,7 @@ func (g *gatewayGenerator) connections(hosts []*gateway.Host) []*listenerv3.Filt
 	if n := specOf[*meshv1.Retry](first.Retry).GetConf().GetTcp().GetMaxConnectAttempts(); n > 0 {
 		m.MaxConnectAttempts = u32(n)
 	}
-	if len(to) == 1 {
-		m.ClusterSpecifier = &tcpproxyv3.TcpProxy_Cluster{Cluster: to[0].cluster.name}
-	} else {
-		split := &tcpproxyv3.TcpProxy_WeightedCluster{}
-		for _, w := range to {
-			split.Clusters = append(split.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{Name: w.cluster.name, Weight: w.weight})
-		}
-		m.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: split}
-	}
+	splitConnections(m, weightedOf(to))
 	return []*listenerv3.Filter{g.p.tcpProxy(m)}
 }
 

@@ -133,19 +133,12 @@ func (g *gatewayGenerator) forward(to []backend, r *routev3.Route, action *route
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: first.cluster.name}
 		return
 	}
-	split := &routev3.WeightedCluster{}
-	var total uint32
-	for _, b := range to {
-		part := &routev3.WeightedCluster_ClusterWeight{Name: b.cluster.name, Weight: u32(b.weight)}
-		if !alike {
-			part.TypedPerFilterConfig = g.filtersOf(b)
+	action.ClusterSpecifier = splitRequests(weightedOf(to), func(i int) map[string]*anypb.Any {
+		if alike {
+			return nil
 		}
-		total += b.weight
-		split.Clusters = append(split.Clusters, part)
-	}
-	// Envoy before 1.24 takes a sum other than 100 only when it is said.
-	split.TotalWeight = u32(total) //nolint:staticcheck // see above
-	action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: split}
+		return g.filtersOf(to[i])
+	})
 }
 
 // fault is the FaultInjection that the gateway does itself: that of external services which it connects to directly. All others have

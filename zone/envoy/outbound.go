@@ -38,12 +38,6 @@ type rule struct {
 	to     []weighted
 }
 
-// weighted is a cluster and its share.
-type weighted struct {
-	cluster *cluster
-	weight  uint32
-}
-
 // cluster is a service, or a part of one, as the outbounds of a proxy lead to it.
 type cluster struct {
 	name     string
@@ -147,10 +141,10 @@ func (g *generator) destinations(o *outbound, route *meshv1.TrafficRoute_Conf, s
 			continue
 		}
 		if i := slices.IndexFunc(out, func(w weighted) bool { return w.cluster == c }); i >= 0 {
-			out[i].weight += d.Weight
+			out[i].weight += uint64(d.Weight)
 			continue
 		}
-		out = append(out, weighted{c, d.Weight})
+		out = append(out, weighted{c, uint64(d.Weight)})
 	}
 	return out
 }
@@ -318,17 +312,7 @@ func (g *generator) outboundTCP(o *outbound) *tcpproxyv3.TcpProxy {
 	if n := specOf[*meshv1.Retry](policies.Retry).GetConf().GetTcp().GetMaxConnectAttempts(); n > 0 {
 		m.MaxConnectAttempts = u32(n)
 	}
-	if len(o.rest) == 1 {
-		m.ClusterSpecifier = &tcpproxyv3.TcpProxy_Cluster{Cluster: o.rest[0].cluster.name}
-		return m
-	}
-	split := &tcpproxyv3.TcpProxy_WeightedCluster{}
-	for _, w := range o.rest {
-		split.Clusters = append(split.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{
-			Name: w.cluster.name, Weight: w.weight,
-		})
-	}
-	m.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: split}
+	splitConnections(m, o.rest)
 	return m
 }
 

@@ -168,8 +168,8 @@ func (g *generator) grpcRoute(o *outbound, match *routev3.RouteMatch, to []weigh
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: to[0].cluster.name}
 	} else {
 		split := &routev3.WeightedCluster{}
-		for _, w := range to {
-			split.Clusters = append(split.Clusters, &routev3.WeightedCluster_ClusterWeight{Name: w.cluster.name, Weight: u32(w.weight)})
+		for i, weight := range shares(to) {
+			split.Clusters = append(split.Clusters, &routev3.WeightedCluster_ClusterWeight{Name: to[i].cluster.name, Weight: u32(weight)})
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: split}
 	}

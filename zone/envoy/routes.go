@@ -1,7 +1,8 @@
 package envoy
 
 import (
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"slices"
+
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -37,29 +38,19 @@ func (g *generator) outboundRoute(o *outbound, match *routev3.RouteMatch, modify
 ) *routev3.Route {
 	action := &routev3.RouteAction{Timeout: o.timeouts.request}
 	route := &routev3.Route{Match: match, Action: &routev3.Route_Route{Route: action}}
-	external := false
+	limitOf := func(i int) map[string]*anypb.Any {
+		if !to[i].cluster.external {
+			return nil
+		}
+		return limit
+	}
 	if len(to) == 1 {
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: to[0].cluster.name}
-		if external = to[0].cluster.external; external {
-			route.TypedPerFilterConfig = limit
-		}
+		route.TypedPerFilterConfig = limitOf(0)
 	} else {
-		split := &routev3.WeightedCluster{}
-		var total uint32
-		for _, w := range to {
-			part := &routev3.WeightedCluster_ClusterWeight{Name: w.cluster.name, Weight: u32(w.weight)}
-			if w.cluster.external {
-				external = true
-				part.TypedPerFilterConfig = limit
-			}
-			total += w.weight
-			split.Clusters = append(split.Clusters, part)
-		}
-		// Envoy before 1.24 takes a sum other than 100 only when it is said.
-		split.TotalWeight = u32(total) //nolint:staticcheck // see above
-		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: split}
+		action.ClusterSpecifier = splitRequests(to, limitOf)
 	}
-	if external {
+	if slices.ContainsFunc(to, func(w weighted) bool { return w.cluster.external }) {
 		// Only endpoints that have a host name take part in this: those of the mesh have none.
 		action.HostRewriteSpecifier = &routev3.RouteAction_AutoHostRewrite{AutoHostRewrite: boolean(true)}
 	}
@@ -114,14 +105,6 @@ func regexHeader(name, expr string) *routev3.HeaderMatcher {
 		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
 			MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: regex(expr)},
 		}},
-	}
-}
-
-// header adds a header, or with add false sets it. Every Envoy that is in use knows the older of the two fields for that.
-func header(name, value string, add bool) *corev3.HeaderValueOption {
-	return &corev3.HeaderValueOption{
-		Header: &corev3.HeaderValue{Key: name, Value: value},
-		Append: boolean(add), //nolint:staticcheck // see above
 	}
 }
 
