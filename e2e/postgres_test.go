@@ -95,6 +95,15 @@ func TestPlanesOnPostgres(t *testing.T) {
 		replicated("after-" + fault.name)
 	}
 
+	// What a plane keeps up by itself goes on, too.
+	s.Global.eventually(20*time.Second, "insights of what was written since", func() error {
+		_, b, err := s.Global.Call("GET", "/mesh-insights/default", "")
+		if err == nil && !strings.Contains(strings.Join(strings.Fields(string(b)), ""), `"TrafficPermission":{"total":4}`) {
+			err = fmt.Errorf("not four permissions in %s", b)
+		}
+		return err
+	})
+
 	// What was written is there after a restart.
 	s.Global.Kill()
 	s.Global.Start()

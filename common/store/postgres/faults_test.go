@@ -287,6 +287,53 @@ func TestTheDatabaseIsAwayForAWhile(t *testing.T) {
 	}
 }
 
+// A replica that was away for so long that deletions were forgotten loads everything, and its watches begin anew.
+func TestAReplicaThatWasAwayForTooLong(t *testing.T) {
+	d := database(t)
+	p := server.NewProxy(t)
+	s := openURL(t, d.Through(p), postgres.Options{Timeout: time.Second})
+	for _, name := range []string{"a", "b", "c"} {
+		mustPut(t, s, name, "1")
+	}
+	w := storetest.NewWatcher(s)
+	if err := w.Run(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	id := s.ID()
+	p.Refuse(true)
+
+	b, err := postgres.Open(t.Context(), postgres.Options{URL: d.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := store.Open(t.Context(), b, store.Options{MaxTombstones: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	for _, name := range []string{"a", "b"} {
+		if _, err := other.Update(t.Context(), func(*store.Snapshot) ([]store.Op, error) {
+			return []store.Op{store.Delete(store.Key{Type: "T", Mesh: "m", Name: name})}, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := mustPut(t, other, "d", "1")
+	p.Refuse(false)
+	if err := storetest.Await(t.Context(), s, last); err != nil {
+		t.Fatal(err)
+	}
+	if err := storetest.Equal(t.Context(), other, s); err != nil {
+		t.Error(err)
+	}
+	if err := w.Run(t.Context(), last); err != nil || w.Restarts != 1 || w.Revision() != last {
+		t.Errorf("the watch is at revision %d after %d restarts: %v", w.Revision(), w.Restarts, err)
+	}
+	if s.ID() != id {
+		t.Error("it is the same history, and has another ID")
+	}
+}
+
 // A batch may be larger than what one statement carries.
 func TestALargeBatch(t *testing.T) {
 	d := database(t)
