@@ -602,6 +602,12 @@ func TestLesson25_SixStreamsAtOnceMakeOneInsight(t *testing.T) {
 		if s.GetGlobalToZone() == nil || s.GetZoneToGlobal() == nil || s.GetConfigDump() == nil || s.GetStats() == nil || s.GetClusters() == nil {
 			t.Errorf("streams missing: %v", s)
 		}
+		a := in.GetEnvoyAdminStreams()
+		for _, id := range []string{a.GetConfigDumpGlobalInstanceId(), a.GetStatsGlobalInstanceId(), a.GetClustersGlobalInstanceId()} {
+			if id != "global-1" {
+				t.Errorf("a stream is said to end at %q", id)
+			}
+		}
 		total := in.GetSubscriptions()[0].GetStatus().GetTotal()
 		if total.GetResponsesSent() == 0 || total.GetResponsesSent() != total.GetResponsesAcknowledged() {
 			t.Errorf("sent %d, acknowledged %d", total.GetResponsesSent(), total.GetResponsesAcknowledged())

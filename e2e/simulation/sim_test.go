@@ -25,8 +25,10 @@ import (
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
+	"github.com/meridian-mesh/meridian/global/admin"
 	"github.com/meridian-mesh/meridian/global/insights"
 	"github.com/meridian-mesh/meridian/global/kdsserver"
 	"github.com/meridian-mesh/meridian/global/zones"
@@ -63,6 +65,7 @@ type globalPlane struct {
 
 	st     *store.Store
 	table  *zones.Table
+	asks   *admin.Registry
 	server *kdsserver.Server
 	valve  *valve // between st and backend
 	stop   func()
@@ -219,12 +222,13 @@ func (g *globalPlane) start(t testing.TB) {
 	if err != nil {
 		t.Fatalf("open the session table: %v", err)
 	}
+	g.asks = admin.New(admin.Options{Config: admin.Default(), Store: st, Zones: g.table, Registerer: reg, Log: g.log.With("plane", "global")})
 	g.server = kdsserver.New(kdsserver.Options{
 		Config: kdsserver.Config{
 			MaxMessageBytes: g.maxMessageBytes, HealthCheckInterval: g.healthInterval, AckTimeout: g.ackTimeout,
 			InsightInterval: time.Second, Keepalive: 15 * time.Second, DrainTimeout: 2 * time.Second,
 		},
-		ClusterID: g.cluster, InstanceID: "global-1", Store: st, Zones: g.table, Metrics: kds.NewMetrics(reg), Log: g.log.With("plane", "global"),
+		ClusterID: g.cluster, InstanceID: "global-1", Store: st, Zones: g.table, Proxies: g.asks, Metrics: kds.NewMetrics(reg), Log: g.log.With("plane", "global"),
 	})
 	listener := listen()
 	g.net.serve(listener)
@@ -270,6 +274,7 @@ type zonePlane struct {
 	backend store.Backend
 	net     *network
 	dial    []grpc.DialOption // faults to inject
+	proxies server.Proxies    // what answers questions about its proxies; nil: nothing
 
 	st    *store.Store
 	up    *upstream.Upstream
@@ -305,7 +310,7 @@ func (z *zonePlane) start(t testing.TB) {
 			Keepalive: 15 * time.Second, ReconnectBase: 250 * time.Millisecond, ReconnectMax: 10 * time.Second,
 		},
 		InstanceID: z.name + "-1", Version: kds.Version{Version: "2.13.0"}, EffectiveConfig: func() string { return z.config },
-		Store: st, Registerer: z.registry, Metrics: kds.NewMetrics(z.registry), Log: z.log.With("plane", z.name),
+		Store: st, Proxies: z.proxies, Registerer: z.registry, Metrics: kds.NewMetrics(z.registry), Log: z.log.With("plane", z.name),
 		Dial: append(slices.Clip(z.dial),
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return z.net.dial(ctx, z.name) })),
 	})
