@@ -14,4 +14,5 @@
 //	available.go  what the zone's ingresses offer to others
 //	addresses.go  virtual addresses
 //	resolve.go    addresses of host names
+//	look.go       for those who only look
 package reconcile

@@ -135,6 +135,8 @@ type Reconciler struct {
 	interned    interned
 	inbox       inbox
 	hosts       *resolver
+	looks       chan *look    // those who wait to look at the World
+	stopped     chan struct{} // closed when the loop has ended
 	offer       *offer
 	addresses   *addresses
 
@@ -182,6 +184,7 @@ func New(o Options) (*Reconciler, error) {
 	r.interned = interned{byKey: make(map[internKey]weak.Pointer[xds.Resource])}
 	r.inbox.wake = make(chan struct{}, 1)
 	r.hosts = newResolver(o.Resolve, r.log)
+	r.looks, r.stopped = make(chan *look, maxLooks), make(chan struct{})
 	r.offer = newOffer(o.Store, r.log)
 	if o.DNS == (vips.Config{}) {
 		o.DNS = vips.DefaultConfig()
@@ -210,6 +213,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 var always = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func (r *Reconciler) loop(ctx context.Context) error {
+	defer close(r.stopped)
 	head := r.store.Snapshot()
 	r.load(head)
 	holdoff, renew := newTimer(), newTimer()
@@ -254,6 +258,8 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			}
 			holdoff.Stop()
 			r.takeInbox()
+		case l := <-r.looks:
+			r.show(l)
 		case byHost := <-r.hosts.results:
 			r.setAddresses(byHost)
 		case <-renew.C:
