@@ -82,11 +82,15 @@ func choices(w world) []explained {
 		where := fmt.Sprint("at inbound ", i)
 		out = append(out, explained{
 			where, policy.TrafficPermission,
-			func(s *policy.Set) []*policy.Policy { return one(s.Match(w.dp, w.options).Inbounds[i].TrafficPermission) },
+			func(s *policy.Set) []*policy.Policy {
+				return one(s.Match(w.dp, w.options).Inbounds[i].TrafficPermission)
+			},
 			func(s *policy.Set) policy.Candidates { return s.CandidatesFor(policy.TrafficPermission, in.GetTags()) },
 		}, explained{
 			where, policy.FaultInjection,
-			func(s *policy.Set) []*policy.Policy { return each(s.Match(w.dp, w.options).Inbounds[i].FaultInjections) },
+			func(s *policy.Set) []*policy.Policy {
+				return each(s.Match(w.dp, w.options).Inbounds[i].FaultInjections)
+			},
 			func(s *policy.Set) policy.Candidates { return s.CandidatesAt(policy.FaultInjection, in.GetTags()) },
 		}, explained{
 			where, policy.RateLimit,
