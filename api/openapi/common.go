@@ -103,6 +103,14 @@ var parameters = map[string]Parameter{
 		Name: "format", In: "query", Description: "What to answer with, whatever Accept says.",
 		Schema: &Schema{Type: Types{"string"}, Enum: []string{"text", "json"}, Default: "text"},
 	},
+	"service": {
+		Name: "service", In: "query", Required: true, Description: "The service that the traffic goes to.",
+		Schema: &Schema{Type: Types{"string"}}, Example: "backend",
+	},
+	"format": {
+		Name: "format", In: "query", Description: "What to answer with, whatever Accept says.",
+		Schema: &Schema{Type: Types{"string"}, Enum: []string{"json", "text"}},
+	},
 	"strict": {
 		Name: "strict", In: "query", Description: "Refuse fields that the schema does not have. Without it they are ignored, " +
 			"and named in Warning headers.",

@@ -42,6 +42,7 @@ func (s *Server) inspectRoutes(t table) {
 	}))
 	t.get("/meshes/{mesh}/dataplanes/{name}/rules", s.inspectRules, openapi.InspectRules(t.doc.Of(proxyRules{})))
 	s.askRoutes(t)
+	s.explainRoute(t)
 }
 
 // meshName names a resource of a mesh.
