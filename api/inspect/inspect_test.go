@@ -19,11 +19,11 @@ import (
 // That inspection is what is configured is tested where configuration is made, in zone/envoy; the JSON of answers in api/server.
 
 // load reads a proxy and policies as users write them.
-func load(t *testing.T, docs string) (*policy.Set, *inspect.Proxy) {
+func load(t testing.TB, docs string) (*policy.Set, *inspect.Proxy) {
 	t.Helper()
 	var records []*store.Record
 	p := &inspect.Proxy{}
-	for doc := range strings.SplitSeq(docs, "\n---\n") {
+	for doc := range strings.SplitSeq(strings.TrimSpace(docs), "\n---\n") {
 		d, parsed, err := codec.DecodeAny("application/yaml", []byte(doc))
 		if err != nil {
 			t.Fatal(err)

@@ -49,6 +49,9 @@ func (r *Reach) Sidecar(p *Proxy) []Attachment {
 // Gateway returns the listeners of a builtin gateway, cut down to the destinations that the policy is for; without listeners when
 // it is for the whole gateway. false when it is for nothing there.
 func (r *Reach) Gateway(p *Proxy) (*GatewayPolicies, bool) {
+	if !r.set.Affects(r.policy, p.Dataplane, policy.Options{}) {
+		return nil, false
+	}
 	g := Gateway(r.set, p)
 	if slices.Contains(g.Whole, r.policy) || slices.Contains(g.Attached, r.policy) {
 		return &GatewayPolicies{MeshGateway: g.MeshGateway}, true
@@ -79,7 +82,7 @@ func (r *Reach) Gateway(p *Proxy) (*GatewayPolicies, bool) {
 
 // Configures reports whether a builtin gateway serves something by a MeshGateway, or by a MeshGatewayRoute.
 func Configures(set *policy.Set, by *policy.Policy, p *Proxy) bool {
-	if !p.IsBuiltinGateway() {
+	if !p.IsBuiltinGateway() || !set.Affects(by, p.Dataplane, policy.Options{}) {
 		return false
 	}
 	g := Gateway(set.Only(policy.MeshGateway, policy.MeshGatewayRoute), p)

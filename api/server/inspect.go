@@ -304,12 +304,14 @@ func (e endpoint) inspectPolicy(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := reachedProxies{Items: []reachedProxy{}}
 	if reach, ok := inspect.NewReach(v.spec, v.policies, e.d.Name, chi.URLParam(r, "name")); ok {
-		for _, d := range v.proxies(r.Context()) {
-			p := v.proxy(r.Context(), d)
-			if item, ok := reached(reach, &p); ok {
+		err := v.each(r.Context(), func(p *inspect.Proxy) {
+			if item, ok := reached(reach, p); ok {
 				item.Dataplane = meshName{v.from.name, p.Name}
 				out.Items = append(out.Items, item)
 			}
+		})
+		if err != nil {
+			return internal(titleListDataplanes, err)
 		}
 	}
 	out.Total = len(out.Items)
@@ -370,10 +372,13 @@ func (e endpoint) inspectGateway(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := configuredProxies{Items: []configuredProxy{}}
 	if p, ok := v.policies.Get(e.d.Name, chi.URLParam(r, "name")); ok { // else it cannot be read
-		for _, d := range v.proxies(r.Context()) {
-			if proxy := v.proxy(r.Context(), d); inspect.Configures(v.policies, p, &proxy) {
+		err := v.each(r.Context(), func(proxy *inspect.Proxy) {
+			if inspect.Configures(v.policies, p, proxy) {
 				out.Items = append(out.Items, configuredProxy{meshName{v.from.name, proxy.Name}})
 			}
+		})
+		if err != nil {
+			return internal(title, err)
 		}
 	}
 	out.Total = len(out.Items)

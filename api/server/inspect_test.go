@@ -1,7 +1,9 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meridian-mesh/meridian/api/codec"
+	"github.com/meridian-mesh/meridian/api/inspect"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
@@ -493,6 +496,20 @@ func TestInspectionOfWhatIsNotThere(t *testing.T) {
 }
 
 // What is shown follows every write: of policies, of the mesh and of proxies, and also when a mesh goes and comes back.
+func TestInspectionEndsWithItsClient(t *testing.T) {
+	p := inspectPlane(t, resource.Global)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	v, ok, err := p.srv.inspected.at(ctx, "demo")
+	if !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	seen := 0
+	if err := v.each(ctx, func(*inspect.Proxy) { seen++ }); !errors.Is(err, context.Canceled) || seen > 0 {
+		t.Errorf("error %v after %d proxies", err, seen)
+	}
+}
+
 func TestInspectionFollowsWrites(t *testing.T) {
 	p := shop(t, resource.Global)
 	const target = "/meshes/shop/timeouts/slow/dataplanes"

@@ -195,6 +195,19 @@ func (v *meshView) proxiesLocked(ctx context.Context) []decoded[*meshv1.Dataplan
 	return l.sorted
 }
 
+// each calls f with the proxies of the mesh, in the order of their names. It stops with an error when ctx ends: in a large mesh it takes
+// a while, and its client may have gone.
+func (v *meshView) each(ctx context.Context, f func(*inspect.Proxy)) error {
+	for _, d := range v.proxies(ctx) {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("look at the proxies of mesh %q: %w", v.from.name, err)
+		}
+		p := v.proxy(ctx, d)
+		f(&p)
+	}
+	return nil
+}
+
 // proxy is a proxy of the mesh as inspection takes it.
 func (v *meshView) proxy(ctx context.Context, d decoded[*meshv1.Dataplane]) inspect.Proxy {
 	p := inspect.Proxy{Name: d.rec.Key.Name, Dataplane: d.spec}
