@@ -31,28 +31,12 @@ func gatewayBuilders(tb testing.TB) Builders {
 // TestGatewaysAreThoseMadeFromScratch is the property for builtin gateways, with their own generator, and with what matters to them
 // more often in the histories.
 func TestGatewaysAreThoseMadeFromScratch(t *testing.T) {
-	cas := newCAs(t)
-	builders := gatewayBuilders(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		script := append(gatewayBegin(), rapid.SliceOfN(gatewaySteps(), 10, 40).Draw(rt, "script")...)
-		if wrong := play(t, cas, script, builders, nil); wrong != "" {
-			rt.Fatalf("after %v:\n%s", script, wrong)
-		}
-	})
+	ofGateways.areMadeFromScratch(t, gatewayBuilders(t))
 }
 
 func TestGatewayHistoriesFindBugs(t *testing.T) {
-	cas := newCAs(t)
 	builders := gatewayBuilders(t)
-	lost := func(c cause) func(*Reconciler) {
-		return func(r *Reconciler) { r.skip = func(got cause) bool { return got == c } }
-	}
-	notFollowing := func(typ resource.Type) func(*Reconciler) {
-		return func(r *Reconciler) {
-			r.types = slices.DeleteFunc(r.types, func(s string) bool { return s == string(typ) })
-		}
-	}
-	for name, bug := range map[string]func(*Reconciler){
+	ofGateways.findBugs(t, builders, map[string]bug{
 		"policies mark nobody":                     lost(causePolicy),
 		"secrets mark nobody":                      lost(causeSecret),
 		"a service's other form marks nobody":      lost(causeService),
@@ -74,24 +58,15 @@ func TestGatewayHistoriesFindBugs(t *testing.T) {
 				return builders.Gateway(in)
 			}
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			scripts := rapid.SliceOfN(gatewaySteps(), 30, 60)
-			for seed := range 200 {
-				if play(t, cas, append(gatewayBegin(), scripts.Example(seed)...), builders, bug) != "" {
-					return
-				}
-			}
-			t.Error("two hundred histories do not show it")
-		})
-	}
+	})
 }
 
-// gatewayBegin connects a gateway that serves something.
-func gatewayBegin() []step {
-	return []step{
+// ofGateways are histories that begin with a gateway that is connected and serves something.
+var ofGateways = histories{
+	begin: []step{
 		{Do: "edge", Name: 3}, {Do: "gateway"}, {Do: "gateway-route"}, {Do: "gateway-certificate", Shape: 1}, {Do: "connect", Name: 3, Pause: true},
-	}
+	},
+	steps: gatewaySteps(),
 }
 
 // gatewaySteps are histories of what gateways are made from.

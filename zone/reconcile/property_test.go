@@ -33,52 +33,24 @@ import (
 // egresses and secrets, with proxies that come and go, and asks that what is published for each is, once things are quiet, what
 // is made for it from the state alone. Certificates of proxies are compared by whether there is one that fits.
 func TestConfigurationsAreThoseMadeFromScratch(t *testing.T) {
-	cas := newCAs(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		script := rapid.SliceOfN(stepGenerator(), 10, 40).Draw(rt, "script")
-		// A bubble per case; what went wrong is reported outside it, so that rapid can shrink the script.
-		if wrong := play(t, cas, script, modelBuilders, nil); wrong != "" {
-			rt.Fatalf("after %v:\n%s", script, wrong)
-		}
-	})
+	everyday.areMadeFromScratch(t, modelBuilders)
 }
 
 // TestSidecarsAreThoseMadeFromScratch is the same with the generator that real proxies get. The one above depends on more.
 func TestSidecarsAreThoseMadeFromScratch(t *testing.T) {
-	cas := newCAs(t)
-	builders := Builders{Sidecar: SidecarBuilder(newAuthority(t)), LoadAssignment: envoy.LoadAssignment}
-	rapid.Check(t, func(rt *rapid.T) {
-		script := rapid.SliceOfN(stepGenerator(), 10, 40).Draw(rt, "script")
-		if wrong := play(t, cas, script, builders, nil); wrong != "" {
-			rt.Fatalf("after %v:\n%s", script, wrong)
-		}
-	})
+	everyday.areMadeFromScratch(t, Builders{Sidecar: SidecarBuilder(newAuthority(t)), LoadAssignment: envoy.LoadAssignment})
 }
 
 // TestGRPCProgramsAreThoseMadeFromScratch is the same with gRPC programs in the place of the sidecars of one mesh.
 func TestGRPCProgramsAreThoseMadeFromScratch(t *testing.T) {
-	cas := newCAs(t)
-	builders := Builders{Sidecar: SidecarBuilder(newAuthority(t)), Proxyless: ProxylessBuilder, LoadAssignment: envoy.LoadAssignment}
-	rapid.Check(t, func(rt *rapid.T) {
-		script := rapid.SliceOfN(stepGenerator(), 10, 40).Draw(rt, "script")
-		if wrong := play(t, cas, script, builders, nil); wrong != "" {
-			rt.Fatalf("after %v:\n%s", script, wrong)
-		}
+	everyday.areMadeFromScratch(t, Builders{
+		Sidecar: SidecarBuilder(newAuthority(t)), Proxyless: ProxylessBuilder, LoadAssignment: envoy.LoadAssignment,
 	})
 }
 
 // TestFromScratchFindsBugs breaks the code in ways that are easily made, and asks that histories of the kind above show each.
 func TestFromScratchFindsBugs(t *testing.T) {
-	cas := newCAs(t)
-	lost := func(c cause) func(*Reconciler) {
-		return func(r *Reconciler) { r.skip = func(got cause) bool { return got == c } }
-	}
-	notFollowing := func(typ resource.Type) func(*Reconciler) {
-		return func(r *Reconciler) {
-			r.types = slices.DeleteFunc(r.types, func(s string) bool { return s == string(typ) })
-		}
-	}
-	for name, bug := range map[string]func(*Reconciler){
+	everyday.findBugs(t, modelBuilders, map[string]bug{
 		"other endpoints mark nobody":              lost(causeEndpoints),
 		"a service's other form marks nobody":      lost(causeService),
 		"policies mark nobody":                     lost(causePolicy),
@@ -89,16 +61,59 @@ func TestFromScratchFindsBugs(t *testing.T) {
 		"virtual addresses mark nobody":            lost(causeVIPs),
 		"secrets are not followed":                 notFollowing(resource.Secret),
 		"endpoints once made are current for ever": func(r *Reconciler) { r.assignments.load = onlyOnce(r.assignments.load) },
-	} {
+	})
+}
+
+// histories are all that begin alike and go on with steps of one kind.
+type histories struct {
+	begin []step
+	steps *rapid.Generator[step]
+}
+
+// everyday histories are of all kinds of resources.
+var everyday = histories{steps: stepGenerator()}
+
+func (h histories) areMadeFromScratch(t *testing.T, builders Builders) {
+	t.Helper()
+	cas := newCAs(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		script := slices.Concat(h.begin, rapid.SliceOfN(h.steps, 10, 40).Draw(rt, "script"))
+		// A bubble per case; what went wrong is reported outside it, so that rapid can shrink the script.
+		if wrong := play(t, cas, script, builders, nil); wrong != "" {
+			rt.Fatalf("after %v:\n%s", script, wrong)
+		}
+	})
+}
+
+// findBugs is the test of that test: a few hundred histories must show each bug.
+func (h histories) findBugs(t *testing.T, builders Builders, bugs map[string]bug) {
+	t.Helper()
+	cas := newCAs(t)
+	scripts := rapid.SliceOfN(h.steps, 30, 60)
+	for name, b := range bugs {
 		t.Run(name, func(t *testing.T) {
-			scripts := rapid.SliceOfN(stepGenerator(), 30, 60)
 			for seed := range 200 {
-				if play(t, cas, scripts.Example(seed), modelBuilders, bug) != "" {
+				if play(t, cas, slices.Concat(h.begin, scripts.Example(seed)), builders, b) != "" {
 					return
 				}
 			}
 			t.Error("two hundred histories do not show it")
 		})
+	}
+}
+
+// bug breaks a Reconciler.
+type bug = func(*Reconciler)
+
+// lost is that nothing is done about a cause.
+func lost(c cause) bug {
+	return func(r *Reconciler) { r.skip = func(got cause) bool { return got == c } }
+}
+
+// notFollowing is that changes of a type are not seen.
+func notFollowing(typ resource.Type) bug {
+	return func(r *Reconciler) {
+		r.types = slices.DeleteFunc(r.types, func(s string) bool { return s == string(typ) })
 	}
 }
 

@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -31,48 +30,28 @@ func zonalBuilders(tb testing.TB) Builders {
 // TestIngressesAndEgressesAreThoseMadeFromScratch is the property for the proxies of the zone, with their own generators, and with
 // what matters to them more often in the histories.
 func TestIngressesAndEgressesAreThoseMadeFromScratch(t *testing.T) {
-	cas := newCAs(t)
-	builders := zonalBuilders(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		script := append(zonalBegin(), rapid.SliceOfN(zonalSteps(), 10, 40).Draw(rt, "script")...)
-		if wrong := play(t, cas, script, builders, nil); wrong != "" {
-			rt.Fatalf("after %v:\n%s", script, wrong)
-		}
-	})
+	zonal.areMadeFromScratch(t, zonalBuilders(t))
 }
 
 func TestZonalHistoriesFindBugs(t *testing.T) {
-	cas := newCAs(t)
-	builders := zonalBuilders(t)
-	lost := func(c cause) func(*Reconciler) {
-		return func(r *Reconciler) { r.skip = func(got cause) bool { return got == c } }
-	}
-	for name, bug := range map[string]func(*Reconciler){
+	zonal.findBugs(t, zonalBuilders(t), map[string]bug{
 		"other endpoints mark nobody":                 lost(causeEndpoints),
 		"services that come and go mark nobody":       lost(causeService),
 		"policies mark nobody":                        lost(causePolicy),
 		"a mesh marks nobody":                         lost(causeMesh),
 		"the resource of the proxy itself marks none": lost(causeZone),
 		"endpoints once made are current for ever":    func(r *Reconciler) { r.assignments.load = onlyOnce(r.assignments.load) },
-		"external services are not followed": func(r *Reconciler) {
-			r.types = slices.DeleteFunc(r.types, func(s string) bool { return s == "ExternalService" })
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			scripts := rapid.SliceOfN(zonalSteps(), 30, 60)
-			for seed := range 200 {
-				if play(t, cas, append(zonalBegin(), scripts.Example(seed)...), builders, bug) != "" {
-					return
-				}
-			}
-			t.Error("two hundred histories do not show it")
-		})
-	}
+		"external services are not followed":          notFollowing("ExternalService"),
+	})
 }
 
-// zonalBegin connects an ingress and an egress. Proxies without a configuration are made anew at each change, and find no bugs.
-func zonalBegin() []step {
-	return []step{{Do: "ingress", Shape: 2}, {Do: "egress"}, {Do: "connect-ingress"}, {Do: "connect-egress"}, {Do: "ingress", Name: 1, Pause: true}}
+// zonal histories begin with an ingress and an egress that are connected. Proxies without a configuration are made anew at each change,
+// and find no bugs.
+var zonal = histories{
+	begin: []step{
+		{Do: "ingress", Shape: 2}, {Do: "egress"}, {Do: "connect-ingress"}, {Do: "connect-egress"}, {Do: "ingress", Name: 1, Pause: true},
+	},
+	steps: zonalSteps(),
 }
 
 // zonalSteps are histories of what ingresses and egresses are made from.
