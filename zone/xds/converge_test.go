@@ -25,7 +25,8 @@ import (
 
 // The property: whatever is published, subscribed to, dropped, acknowledged late and rejected, once nothing moves each proxy
 // holds exactly what it subscribes to of the latest configuration, unless that is what it rejected last; and every response is
-// a part of one published configuration. Clusters that are asked for by name and gone are kept.
+// a part of one published configuration. Clusters that are asked for by name and gone are kept, and of all clusters those that are gone
+// may stay for a while.
 
 // fault is what the test of the test does wrong in the server's place.
 type fault struct {
@@ -313,8 +314,9 @@ type modelKind struct {
 	names            []string
 	ever             map[string]bool // named so far
 	held             content
-	refused          content // what it would hold had it not rejected the latest response; nil: it did not
-	reject           bool    // the next response
+	sent             []content // all responses
+	refused          content   // what it would hold had it not rejected the latest response; nil: it did not
+	reject           bool      // the next response
 	nonce, version   string
 }
 
@@ -408,7 +410,7 @@ func (m *model) answer(r *discoveryv3.DiscoveryResponse) {
 			next[name] = n
 		}
 	}
-	s.nonce = r.GetNonce()
+	s.nonce, s.sent = r.GetNonce(), append(s.sent, got)
 	if s.reject {
 		s.reject, s.refused = false, next
 		m.request(k, &rpcstatus.Status{Code: 3, Message: "rejected"})
@@ -420,11 +422,14 @@ func (m *model) answer(r *discoveryv3.DiscoveryResponse) {
 
 // check says what is wrong with a response by itself.
 func (m *model) check(k Kind, version string, got content) error {
+	s := &m.kinds[k]
 	states := m.world.versions[k][version]
 	if len(states) == 0 {
-		return fmt.Errorf("%s: version %q was never published", kindLabels[k], version)
+		if k == Cluster && s.wasWild && m.leaving(got) {
+			return nil
+		}
+		return fmt.Errorf("%s: version %q of %v was never published", kindLabels[k], version, got)
 	}
-	s := &m.kinds[k]
 	for name, n := range got {
 		was, ok := states[0][name]
 		if !ok && k == Cluster && !s.wild { // kept
@@ -439,6 +444,26 @@ func (m *model) check(k Kind, version string, got content) error {
 		}
 	}
 	return nil
+}
+
+// leaving reports whether clusters are all those of one published state, and beside them only some that the proxy was sent before.
+func (m *model) leaving(got content) bool {
+	in := func(all []content, name string, n int) bool {
+		return slices.ContainsFunc(all, func(c content) bool { is, ok := c[name]; return ok && is == n })
+	}
+	return slices.ContainsFunc(m.world.published, func(state map[Kind]content) bool {
+		for name, n := range state[Cluster] {
+			if !in([]content{got}, name, n) {
+				return false
+			}
+		}
+		for name, n := range got {
+			if !in([]content{state[Cluster]}, name, n) && !in(m.kinds[Cluster].sent, name, n) {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // compare says how what the proxy holds differs from what it should.
