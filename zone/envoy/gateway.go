@@ -8,6 +8,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/gateway"
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/zone/topology"
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
@@ -23,7 +24,7 @@ const gatewayRuntime = "gateway.listeners"
 func Gateway(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
 	g := &gatewayGenerator{
 		generator: newGenerator(mesh, p, func(*generator) []*outbound { return nil }),
-		served:    gateway.Of(mesh.Policies, p.Dataplane),
+		served:    gateway.Of(mesh.Policies, p.Dataplane), certificates: make(map[*systemv1.DataSource]certificateName),
 	}
 	for _, w := range g.served.Warnings {
 		g.warn("%s", w)
@@ -46,7 +47,8 @@ func Gateway(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
 // gatewayGenerator makes the configuration of one builtin gateway.
 type gatewayGenerator struct {
 	*generator
-	served *gateway.Gateway
+	served       *gateway.Gateway
+	certificates map[*systemv1.DataSource]certificateName // those that were looked at
 }
 
 // builtin reports whether the proxy is configured by a MeshGateway.

@@ -8,6 +8,18 @@ import (
 	"github.com/meridian-mesh/meridian/zone/xds"
 )
 
+// bareEdge is a builtin gateway that no MeshGateway configures.
+const bareEdge = `zone: zone-1
+proxy: edge-1
+---
+type: Mesh
+name: default
+---
+type: Dataplane
+mesh: default
+name: edge-1
+networking: {address: 10.0.0.1, gateway: {type: BUILTIN, tags: {kuma.io/service: edge}}}`
+
 // The bootstrap of a gateway asks for the runtime by name, and Envoy waits for it.
 func TestAGatewayHasItsRuntimeWhateverItServes(t *testing.T) {
 	const noImports = `
@@ -18,20 +30,10 @@ name: bare
 selectors: [{match: {kuma.io/service: edge}}]
 conf: {imports: [], resources: []}
 `
-	const edge = `zone: zone-1
-proxy: edge-1
----
-type: Mesh
-name: default
----
-type: Dataplane
-mesh: default
-name: edge-1
-networking: {address: 10.0.0.1, gateway: {type: BUILTIN, tags: {kuma.io/service: edge}}}`
 	for name, more := range map[string]string{"no MeshGateway": "", "a template without imports": noImports} {
 		t.Run(name, func(t *testing.T) {
 			found := false
-			for _, r := range parse(t, edge+more).output(t).Resources {
+			for _, r := range parse(t, bareEdge+more).output(t).Resources {
 				found = found || r.Kind == xds.Runtime && r.Name == "gateway.listeners"
 			}
 			if !found {
@@ -44,16 +46,7 @@ networking: {address: 10.0.0.1, gateway: {type: BUILTIN, tags: {kuma.io/service:
 // Envoy refuses a route with two rewrites, values of headers with commands that it does not know, and weights whose sum is too large,
 // and with it all routes of the listener.
 func TestRoutesThatEnvoyWouldRefuse(t *testing.T) {
-	out := parse(t, `zone: zone-1
-proxy: edge-1
----
-type: Mesh
-name: default
----
-type: Dataplane
-mesh: default
-name: edge-1
-networking: {address: 10.0.0.1, gateway: {type: BUILTIN, tags: {kuma.io/service: edge}}}
+	out := parse(t, bareEdge+`
 ---
 type: MeshGateway
 mesh: default

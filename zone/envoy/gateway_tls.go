@@ -31,7 +31,7 @@ const minRSABits = 2048
 func (g *gatewayGenerator) terminate(l *gateway.Listener, h *gateway.Host) *corev3.TransportSocket {
 	var names, kinds []string
 	for i, source := range h.TLS.GetCertificates() {
-		name, err := serverSecretName(g.mesh.Secrets, source)
+		name, err := g.serverSecretName(source)
 		if err != nil {
 			g.warn("%s: port %d, host %s: tls.certificates[%d]: %v", label(g.served.MeshGateway), l.Port, h.Name, i, err)
 			continue
@@ -67,22 +67,36 @@ func (g *gatewayGenerator) terminate(l *gateway.Listener, h *gateway.Host) *core
 // ServerSecretPrefix is what the names of the certificates of gateways begin with.
 const ServerSecretPrefix = "cert."
 
-// serverSecretName is the name of the secret with the certificate that a gateway's data source stands for: by it proxies ask for it.
-func serverSecretName(secrets map[string][]byte, source *systemv1.DataSource) (string, error) {
-	content, err := load(secrets, source)
-	if err != nil {
-		return "", err
+// certificateName is the name of a secret, or why there is none.
+type certificateName struct {
+	name string
+	err  error
+}
+
+// serverSecretName is the name of the secret with the certificate that a data source of a listener stands for: by it proxies ask for it.
+// The hosts that routes make of a listener share its sources, whose certificates take long to read.
+func (g *gatewayGenerator) serverSecretName(source *systemv1.DataSource) (string, error) {
+	n, ok := g.certificates[source]
+	if !ok {
+		var content []byte
+		if content, n.err = load(g.mesh.Secrets, source); n.err == nil {
+			var kind string
+			_, kind, n.err = serverCertificate(content)
+			n.name = ServerSecretPrefix + kind + serverSecretSuffix(source, content)
+		}
+		g.certificates[source] = n
 	}
-	_, kind, err := serverCertificate(content)
-	if err != nil {
-		return "", err
-	}
+	return n.name, n.err
+}
+
+// serverSecretSuffix is what follows the kind of the key in the name of a secret.
+func serverSecretSuffix(source *systemv1.DataSource, content []byte) string {
 	if s, ok := source.GetType().(*systemv1.DataSource_Secret); ok {
-		return ServerSecretPrefix + kind + ":secret:" + s.Secret, nil
+		return ":secret:" + s.Secret
 	}
 	// The name of what has none follows from the content, which it does not tell.
 	sum := sha256.Sum256(content)
-	return ServerSecretPrefix + kind + ":inline:" + hex.EncodeToString(sum[:8]), nil
+	return ":inline:" + hex.EncodeToString(sum[:8])
 }
 
 // ServerSecret is the certificate of a builtin gateway that a secret of its configuration stands for, as Envoy takes it.
@@ -90,16 +104,17 @@ func ServerSecret(mesh *topology.Mesh, dp *meshv1.Dataplane, name string) (*tlsv
 	configured := mesh.Policies.Match(dp, policy.Options{}).Gateway
 	for _, l := range specOf[*meshv1.MeshGateway](configured).GetConf().GetListeners() {
 		for _, source := range l.GetTls().GetCertificates() {
-			if found, err := serverSecretName(mesh.Secrets, source); err != nil || found != name {
-				continue
-			}
 			content, err := load(mesh.Secrets, source)
 			if err != nil {
-				return nil, fmt.Errorf("secret %q: %w", name, err)
+				continue
 			}
-			cert, _, err := serverCertificate(content)
-			if err != nil {
-				return nil, fmt.Errorf("secret %q: %w", name, err)
+			suffix := serverSecretSuffix(source, content)
+			if !strings.HasSuffix(name, suffix) { // those of other names are not read
+				continue
+			}
+			cert, kind, err := serverCertificate(content)
+			if err != nil || name != ServerSecretPrefix+kind+suffix {
+				continue
 			}
 			return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: cert}}, nil
 		}

@@ -77,16 +77,7 @@ func TestCertificatesThatCannotBeUsed(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			w := parse(t, fmt.Sprintf(`zone: zone-1
-proxy: edge-1
----
-type: Mesh
-name: default
----
-type: Dataplane
-mesh: default
-name: edge-1
-networking: {address: 10.0.0.1, gateway: {type: BUILTIN, tags: {kuma.io/service: edge}}}
+			w := parse(t, bareEdge+fmt.Sprintf(`
 ---
 type: Secret
 mesh: default
@@ -188,16 +179,7 @@ func TestServerNamesChooseHosts(t *testing.T) {
 // Nor is it served by the host for all names, under whose certificate.
 func TestAHostWithoutACertificateIsNotServedByAnother(t *testing.T) {
 	cert, key := certificate(t, signer[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)))
-	out := parse(t, fmt.Sprintf(`zone: zone-1
-proxy: edge-1
----
-type: Mesh
-name: default
----
-type: Dataplane
-mesh: default
-name: edge-1
-networking: {address: 10.0.0.1, gateway: {type: BUILTIN, tags: {kuma.io/service: edge}}}
+	out := parse(t, bareEdge+fmt.Sprintf(`
 ---
 type: Dataplane
 mesh: default
