@@ -13,6 +13,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
 	"github.com/meridian-mesh/meridian/common/storage"
+	"github.com/meridian-mesh/meridian/zone/admin"
 	"github.com/meridian-mesh/meridian/zone/bootstrap"
 	"github.com/meridian-mesh/meridian/zone/dpserver"
 	"github.com/meridian-mesh/meridian/zone/hds"
@@ -45,6 +46,7 @@ type Config struct {
 	MADS            mads.Config      `yaml:"monitoringAssignmentServer"`
 	MTLS            mtls.Config      `yaml:"mtls"`
 	DNSServer       vips.Config      `yaml:"dnsServer"`
+	Inspection      admin.Config     `yaml:"inspection"`
 }
 
 // XDSServer is the section xdsServer: how proxies are configured.
@@ -127,6 +129,7 @@ func DefaultConfig() Config {
 		MADS:            mads.Default(),
 		MTLS:            mtls.DefaultConfig(),
 		DNSServer:       vips.DefaultConfig(),
+		Inspection:      admin.DefaultConfig(),
 	}
 }
 

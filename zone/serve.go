@@ -10,10 +10,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/api/tokens"
+	"github.com/meridian-mesh/meridian/zone/admin"
 	"github.com/meridian-mesh/meridian/zone/bootstrap"
 	"github.com/meridian-mesh/meridian/zone/dpserver"
 	"github.com/meridian-mesh/meridian/zone/envoy"
+	"github.com/meridian-mesh/meridian/zone/explain"
 	"github.com/meridian-mesh/meridian/zone/hds"
 	"github.com/meridian-mesh/meridian/zone/mads"
 	"github.com/meridian-mesh/meridian/zone/mtls"
@@ -30,7 +33,9 @@ type dataPlane struct {
 	xds        *xds.Server
 	hds        *hds.Server
 	listener   *dpserver.Server
-	mads       *mads.Server // nil: switched off
+	asker      *admin.Asker      // asks proxies
+	explainer  explain.Explainer // of their traffic
+	mads       *mads.Server      // nil: switched off
 }
 
 // status passes what becomes of configurations to the registry, which is made after the reconciler that it tells of proxies.
@@ -64,6 +69,7 @@ func (z *Zone) newDataPlane(ctx context.Context, reg prometheus.Registerer) erro
 		return err
 	}
 	told.Registry = d.registry
+	d.explainer.Looker = d.reconciler
 	d.xds, err = xds.New(xds.Options{
 		Sessions: d.registry, ControlPlaneID: cfg.General.InstanceID, Registerer: reg, Log: z.log.With("component", "xds"),
 	})
@@ -72,6 +78,13 @@ func (z *Zone) newDataPlane(ctx context.Context, reg prometheus.Registerer) erro
 	}
 	publisher.Server = d.xds
 	d.hds, err = hds.New(hds.Options{Config: cfg.HDS, Proxies: d.registry, Store: z.store, Log: z.log.With("component", "hds")})
+	if err != nil {
+		return err
+	}
+	d.asker, err = admin.New(admin.Options{
+		Config: cfg.Inspection, Store: z.store, Proxies: d.registry, Sent: d.xds, Authority: authority, Registerer: reg,
+		Log: z.log.With("component", "inspection"),
+	})
 	if err != nil {
 		return err
 	}
@@ -87,6 +100,13 @@ func (z *Zone) newDataPlane(ctx context.Context, reg prometheus.Registerer) erro
 	}
 	cfg.MADS.Port = portOf(d.mads.Addr())
 	return nil
+}
+
+// inspection answers what the API asks about proxies. The API is made before what answers, and serves nothing until all is made.
+type inspection struct{ *dataPlane }
+
+func (i inspection) Ask(ctx context.Context, q server.ProxyQuestion) ([]byte, error) {
+	return i.asker.Ask(ctx, q)
 }
 
 // publisher is the server that the reconciler publishes to, which is made after it.

@@ -29,7 +29,6 @@ import (
 	"github.com/meridian-mesh/meridian/common/tlsconf"
 	"github.com/meridian-mesh/meridian/common/version"
 	"github.com/meridian-mesh/meridian/sync/kds"
-	"github.com/meridian-mesh/meridian/zone/explain"
 	"github.com/meridian-mesh/meridian/zone/upstream"
 )
 
@@ -43,7 +42,6 @@ type Zone struct {
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
 	dataPlane   dataPlane
-	explainer   explain.Explainer // looks at the reconciler, which is made after the API
 }
 
 // New opens the store and binds the listeners; it does not need the global. The caller closes what it returns, after
@@ -87,7 +85,6 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 	if err := z.newDataPlane(ctx, reg); err != nil {
 		return nil, err
 	}
-	z.explainer.Looker = z.dataPlane.reconciler
 	if err := z.newUpstream(ctx, reg); err != nil {
 		return nil, err
 	}
@@ -101,8 +98,7 @@ func (z *Zone) listenAPI(reg prometheus.Registerer) error {
 		InstanceID: z.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(z.cfg) },
 		DNSDomain:       z.cfg.DNSServer.Domain, ServiceVIPPort: z.cfg.DNSServer.ServiceVIPPort,
-		Proxies:    &z.explainer,
-		Registerer: reg, Log: z.log,
+		Proxies: inspection{&z.dataPlane}, Registerer: reg, Log: z.log,
 	}
 	if a.HTTPSPort >= 0 {
 		var err error
@@ -161,7 +157,7 @@ func (z *Zone) newUpstream(ctx context.Context, reg prometheus.Registerer) error
 			return credentials.NewTLS(cfg), nil
 		},
 		Token:      zoneToken(m),
-		Proxies:    &z.explainer, // explanations are asked for through the global too
+		Proxies:    inspection{&z.dataPlane}, // for those who ask the global
 		Registerer: reg, Metrics: kds.NewMetrics(reg), Log: z.log.With("component", "upstream"),
 	})
 	return err

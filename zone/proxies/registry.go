@@ -131,7 +131,7 @@ var _ xds.Sessions = (*Registry)(nil)
 
 // Open implements [xds.Sessions]: it authenticates the proxy and registers its resource. All its errors are status errors.
 func (r *Registry) Open(ctx context.Context, first xds.Opening) (xds.Session, error) {
-	s, err := r.admit(ctx, first.Node, first.Authorization, false)
+	s, err := r.admit(ctx, first, false)
 	if err != nil {
 		r.refused(ctx, first.Node, first.Peer, err)
 		return nil, err
@@ -144,7 +144,7 @@ func (r *Registry) Open(ctx context.Context, first xds.Opening) (xds.Session, er
 // Attach authenticates a stream that belongs to a proxy but is not what keeps it connected: it registers nothing and is in no
 // insight. It fails with codes.NotFound while the proxy has no resource. The caller closes what it returns.
 func (r *Registry) Attach(ctx context.Context, n *corev3.Node, authorization []string) (*Session, error) {
-	s, err := r.admit(ctx, n, authorization, true)
+	s, err := r.admit(ctx, xds.Opening{Node: n, Authorization: authorization}, true)
 	if err != nil {
 		r.refused(ctx, n, "", err)
 		return nil, err
@@ -157,12 +157,12 @@ func (r *Registry) refused(ctx context.Context, n *corev3.Node, peer string, err
 	r.log.WarnContext(ctx, "a proxy is refused", "node", clip(n.GetId()), "peer", peer, "reason", err)
 }
 
-func (r *Registry) admit(ctx context.Context, raw *corev3.Node, authorization []string, aside bool) (_ *Session, err error) {
-	n, err := parseNode(raw)
+func (r *Registry) admit(ctx context.Context, first xds.Opening, aside bool) (_ *Session, err error) {
+	n, err := parseNode(first.Node)
 	if err != nil {
 		return nil, refuse(badNode, codes.InvalidArgument, "%v", err)
 	}
-	c, err := r.credentialOf(authorization)
+	c, err := r.credentialOf(first.Authorization)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ func (r *Registry) admit(ctx context.Context, raw *corev3.Node, authorization []
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{registry: r, node: n, proxy: p, credential: c, aside: aside, done: make(chan struct{})}
+	s := &Session{registry: r, node: n, proxy: p, credential: c, peer: first.Peer, aside: aside, done: make(chan struct{})}
 	joined = true
 	r.join(s, done)
 	r.deliver()

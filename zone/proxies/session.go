@@ -22,6 +22,7 @@ type Session struct {
 	node           *node
 	proxy          *proxy
 	credential     credential
+	peer           string // "" of one aside
 	aside          bool
 	subscriptionID string
 

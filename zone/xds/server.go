@@ -83,6 +83,8 @@ type Server struct {
 	metrics  *metrics
 	log      *slog.Logger
 
+	parted parted // with its own lock, which is locked last
+
 	wg sync.WaitGroup // goroutines that serve streams; grows only while mu is held and closing is false, or while it is not 0
 
 	mu      sync.Mutex // guards what follows; locked before any node's
@@ -204,6 +206,9 @@ func (s *Server) leave(st *stream) {
 	st.node.mu.Lock()
 	defer st.node.mu.Unlock()
 	delete(st.node.streams, st)
+	if len(st.node.streams) == 0 {
+		s.parted.add(st.session.NodeID(), Look{Ended: time.Now(), Kinds: st.look()})
+	}
 	if len(st.node.streams) == 0 && st.node.config == nil {
 		delete(s.nodes, st.session.NodeID())
 	}

@@ -31,6 +31,7 @@ type stream struct {
 	cancel context.CancelCauseFunc
 	named  chan struct{} // closed when the first request is here
 	opened chan Session  // cap 1: given to the handler, which watches Done
+	since  time.Time
 
 	// Owned by the goroutine that runs the loop.
 	nodeID  string // as the first request says
@@ -39,7 +40,8 @@ type stream struct {
 	unknown map[string]struct{} // type URLs that no kind has
 	log     *slog.Logger
 
-	watches [kinds]watch // guarded by node.mu; see watch
+	watches   [kinds]watch    // guarded by node.mu; see watch
+	exchanges [kinds]exchange // guarded by node.mu; for those who look
 
 	recvMu  sync.Mutex // guards what follows
 	recvEnd bool       // the loop has ended: receive no more
@@ -55,6 +57,7 @@ func (s *Server) StreamAggregatedResources(conn discoveryv3.AggregatedDiscoveryS
 		AggregatedDiscoveryService_StreamAggregatedResourcesServer: conn,
 
 		server: s, ctx: ctx, cancel: cancel, named: make(chan struct{}), opened: make(chan Session, 1), unknown: make(map[string]struct{}), log: s.log,
+		since: time.Now(),
 	}
 	s.mu.Lock()
 	if s.closing {
@@ -154,16 +157,17 @@ func (st *stream) Send(r *discoveryv3.DiscoveryResponse) error {
 	}
 	st.session.Sent(r.GetTypeUrl())
 	kind, _ := KindOf(r.GetTypeUrl()) // nothing else is ever sent
-	st.server.metrics.sent(kind, r, st.sent(kind, r.GetNonce()))
+	st.server.metrics.sent(kind, r, st.sent(kind, r))
 	return nil
 }
 
 // sent notes that a response was sent, and returns when what is new in it was published.
-func (st *stream) sent(k Kind, nonce string) (since time.Time) {
+func (st *stream) sent(k Kind, r *discoveryv3.DiscoveryResponse) (since time.Time) {
 	st.node.mu.Lock()
 	defer st.node.mu.Unlock()
 	w := &st.watches[k]
-	w.nonce = nonce
+	w.nonce = r.GetNonce()
+	st.exchanges[k].sent(r)
 	since, w.sending = w.sending, time.Time{}
 	return since
 }
@@ -210,6 +214,9 @@ func (st *stream) OnStreamRequest(_ int64, req *discoveryv3.DiscoveryRequest) er
 		st.log.WarnContext(st.ctx, "proxy rejected its configuration", "type", req.GetTypeUrl(), "nonce", req.GetResponseNonce(),
 			"version_kept", req.GetVersionInfo(), "err", truncate(nack, maxNACKLog))
 	}
+	if known {
+		st.noteAnswer(kind, req, nack)
+	}
 	st.session.Answered(req.GetTypeUrl(), nack)
 	return nil
 }
@@ -232,6 +239,7 @@ func (st *stream) authenticate(node *corev3.Node) error {
 	st.log = st.log.With("node", session.NodeID())
 	st.node = st.server.lockNode(session.NodeID())
 	st.node.streams[st] = struct{}{}
+	st.server.parted.drop(session.NodeID())
 	st.node.mu.Unlock()
 	st.opened <- session
 	return nil
