@@ -839,7 +839,9 @@ func (p *inspectedPlane) reachOfGateway(name string) string {
 			if ok != (whole || len(want) > 0) {
 				return fmt.Sprintf("%s on %s: has %v, reached %v", pol.Name, name, want, ok)
 			}
-			each(reached, func(at string, _ inspect.Destination) { got = append(got, at) })
+			if ok {
+				each(reached, func(at string, _ inspect.Destination) { got = append(got, at) })
+			}
 			if diff := gocmp.Diff(want, got); diff != "" {
 				return fmt.Sprintf("%s on %s (-has +reached)\n%s", pol.Name, name, diff)
 			}
