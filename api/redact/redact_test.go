@@ -179,6 +179,18 @@ func (m *watermark) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func BenchmarkDump(b *testing.B) {
+	one := read(b, "dump.json")
+	in := []byte("[" + strings.Repeat(string(one)+",", 10<<20/len(one)) + "1]")
+	b.SetBytes(int64(len(in)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := Dump(io.Discard, bytes.NewReader(in)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // FuzzNoSecretSurvives plants secrets in JSON of any shape, in every place and spelling that is known, and wants them gone and the
 // rest to be equal.
 func FuzzNoSecretSurvives(f *testing.F) {

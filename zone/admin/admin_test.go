@@ -225,7 +225,8 @@ func TestAnAnswerThatIsNone(t *testing.T) {
 			_, _ = io.WriteString(w, `["`+strings.Repeat("x", maxAnswerBytes)+`"]`)
 		}, fmt.Sprint(maxAnswerBytes)},
 		"too large when it is indented": {func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = io.WriteString(w, "["+strings.Repeat("1,", maxAnswerBytes/3)+"1]")
+			const deep = 500 // so that each element becomes a line of that many spaces
+			_, _ = io.WriteString(w, strings.Repeat("[", deep)+strings.Repeat("1,", maxAnswerBytes/deep)+"1"+strings.Repeat("]", deep))
 		}, fmt.Sprint(maxAnswerBytes)},
 		"an end without an answer": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "no answer that can be understood"},
 		"headers without end": {func(w http.ResponseWriter, _ *http.Request) {
