@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -182,6 +183,9 @@ func (a *admin) configDump(endpoints bool) (*adminv3.ConfigDump, error) {
 	}
 	bootstrap := proto.CloneOf(a.p.bootstrap)
 	failed = errors.Join(failed, redact(bootstrap.ProtoReflect()))
+	if n := a.p.dumpBytes; n > 0 && bootstrap.GetNode().GetMetadata() != nil {
+		bootstrap.Node.Metadata.Fields["long"] = structpb.NewStringValue(strings.Repeat("x", n))
+	}
 
 	clusters := &adminv3.ClustersConfigDump{VersionInfo: s.version(Clusters)}
 	for _, name := range slices.Sorted(maps.Keys(s.static)) {

@@ -39,6 +39,8 @@ type Options struct {
 	DNSPort, EmptyDNSPort       uint32            // 15054 and 15055 by default
 	DynamicMetadata             map[string]string // sent as it is
 
+	// DumpBytes makes its configuration dumps larger by as many bytes: a long field in the node's metadata.
+	DumpBytes int
 	// Traffic makes the proxy carry bytes through its listeners. Without it only the admin listener is opened.
 	Traffic bool
 
@@ -81,6 +83,7 @@ type Proxy struct {
 	bootstrap *bootstrapv3.Bootstrap
 	sidecar   *Sidecar
 	backoff   time.Duration
+	dumpBytes int
 	stop      context.CancelFunc
 	done      sync.WaitGroup
 	traffic   *traffic
@@ -144,7 +147,7 @@ func Start(ctx context.Context, o Options) (*Proxy, error) {
 
 func start(ctx context.Context, o Options, b *bootstrapv3.Bootstrap, side *Sidecar) (*Proxy, error) {
 	p := &Proxy{
-		log: o.Log.With("component", "envoy", "node", b.GetNode().GetId()), bootstrap: b, sidecar: side, backoff: o.Backoff,
+		log: o.Log.With("component", "envoy", "node", b.GetNode().GetId()), bootstrap: b, sidecar: side, backoff: o.Backoff, dumpBytes: o.DumpBytes,
 		state: newState(), counters: make(map[Kind]Counter), rejects: make(map[Kind][]string), changed: make(chan struct{}),
 	}
 	for _, c := range b.GetStaticResources().GetClusters() {

@@ -332,20 +332,27 @@ func TestAProxyIsAskedForByItsNameInItsZone(t *testing.T) {
 		{"the record counts, not the name", "zone-1", "zone-2.a", nil, nil, "zone-1/zone-2.a"},
 		{"a name of Kuma", "zone-1", "zone-1.a", map[string]string{resource.DisplayNameLabel: "a"}, nil, "zone-1/a"},
 		{
-			"a name on Kubernetes", "zone-1", "zone-1.a.ns", map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"},
-			[]string{kubernetes, ""}, "zone-1/a.ns",
+			"a name on Kubernetes", "zone-1", "zone-1.a.ns",
+			map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"},
+			[]string{kubernetes, ""},
+			"zone-1/a.ns",
 		},
 		{
-			"the newest configuration counts", "zone-1", "zone-1.a.ns", map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"},
-			[]string{kubernetes, universal}, "zone-1/a",
+			"the newest configuration counts", "zone-1", "zone-1.a.ns",
+			map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"},
+			[]string{kubernetes, universal},
+			"zone-1/a",
 		},
 		{
-			"a label without Kubernetes", "zone-1", "zone-1.a.ns", map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"},
+			"a label without Kubernetes", "zone-1", "zone-1.a.ns",
+			map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"},
 			nil, "zone-1/a",
 		},
 		{
 			"a configuration that cannot be read", "zone-1", "zone-1.a.ns",
-			map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"}, []string{"{["}, "zone-1/a",
+			map[string]string{resource.DisplayNameLabel: "a", labelNamespace: "ns"},
+			[]string{"{["},
+			"zone-1/a",
 		},
 		{"a resource that came from no zone", "", "zone-1.a.b", nil, nil, "zone-1/a.b"},
 	} {
