@@ -106,6 +106,9 @@ func (z *Zone) newDataPlane(ctx context.Context, reg prometheus.Registerer) erro
 type inspection struct{ *dataPlane }
 
 func (i inspection) Ask(ctx context.Context, q server.ProxyQuestion) ([]byte, error) {
+	if q.View == server.ViewExplain {
+		return i.explainer.Ask(ctx, q)
+	}
 	return i.asker.Ask(ctx, q)
 }
 
