@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,8 +18,11 @@ import (
 	"github.com/meridian-mesh/meridian/e2e/envoy"
 )
 
-// inspected is a proxy by its path on its zone.
-type inspected struct{ kind, path string }
+// inspected is a proxy by its path on its zone, and whether it has an Envoy that its control plane can ask.
+type inspected struct {
+	kind, path string
+	answers    bool
+}
 
 // everyKindOfProxy makes one proxy of each kind in a zone.
 func everyKindOfProxy(t *testing.T, s *System, z *Plane) []inspected {
@@ -42,22 +46,22 @@ func everyKindOfProxy(t *testing.T, s *System, z *Plane) []inspected {
 	var all []inspected
 	for _, c := range connected {
 		holds(t, z.workload(c.d), 15*time.Second, "the configuration of the "+c.kind, envoy.Ready)
-		all = append(all, inspected{c.kind, c.d.path()})
+		all = append(all, inspected{c.kind, c.d.path(), true})
 	}
 	for _, kind := range []string{"ingress", "egress"} {
 		holds(t, s.zonal(z, kind, freePort(t)), 15*time.Second, "the configuration of the "+kind, envoy.Ready)
-		all = append(all, inspected{kind, map[string]string{"ingress": "/zoneingresses/ingress", "egress": "/zoneegresses/egress"}[kind]})
+		all = append(all, inspected{kind, map[string]string{"ingress": "/zoneingresses/ingress", "egress": "/zoneegresses/egress"}[kind], true})
 	}
 	program := s.joins(t, z, "default", "program-1", "kuma.io/service: program")
-	all = append(all, inspected{"proxyless program", "/meshes/default/dataplanes/" + program.name})
+	all = append(all, inspected{"proxyless program", "/meshes/default/dataplanes/" + program.name, false})
 	alone := sidecar{mesh: "default", name: "alone-1", service: "alone", port: freePort(t), servicePort: freePort(t)}
 	gone := builtin("gone-1", "edge")
 	z.Must(http.MethodPut, alone.path(), alone.json(t), 201)
 	z.Must(http.MethodPut, gone.path(), gone.json(t), 201)
 	z.Must(http.MethodPut, "/zoneingresses/lost", `{"type":"ZoneIngress","name":"lost","networking":{"address":"127.0.0.1","port":1,"admin":{"port":2}}}`, 201)
 	z.Must(http.MethodPut, "/zoneegresses/lost", `{"type":"ZoneEgress","name":"lost","networking":{"address":"127.0.0.1","port":1,"admin":{"port":2}}}`, 201)
-	return append(all, inspected{"sidecar that is not connected", alone.path()}, inspected{"gateway that is not connected", gone.path()},
-		inspected{"ingress that is not connected", "/zoneingresses/lost"}, inspected{"egress that is not connected", "/zoneegresses/lost"})
+	return append(all, inspected{"sidecar that is not connected", alone.path(), false}, inspected{"gateway that is not connected", gone.path(), false},
+		inspected{"ingress that is not connected", "/zoneingresses/lost", false}, inspected{"egress that is not connected", "/zoneegresses/lost", false})
 }
 
 // question is one request about a proxy or a policy, and the statuses that may come back.
@@ -81,12 +85,18 @@ func questions(s *System, z *Plane, proxies []inspected) []question {
 		if strings.HasPrefix(p.path, "/meshes/") {
 			of(p, "policies", 200)
 			of(p, "rules", 200)
+			of(p, "explain?service=backend", 200, 400) // not of builtin gateways
 		} else {
 			of(p, "policies", 404)
 			of(p, "rules", 404)
+			of(p, "explain?service=backend", 404)
 		}
 		for _, view := range []string{"xds", "stats", "clusters"} {
-			of(p, view, 200, 500, 503)
+			if p.answers {
+				of(p, view, 200)
+			} else {
+				of(p, view, 500, 503)
+			}
 		}
 	}
 	for _, d := range resource.All() {
@@ -99,7 +109,7 @@ func questions(s *System, z *Plane, proxies []inspected) []question {
 			}
 		}
 	}
-	for _, view := range []string{"policies", "rules", "xds", "stats", "clusters"} {
+	for _, view := range []string{"policies", "rules", "xds", "stats", "clusters", "explain?service=backend"} {
 		for _, path := range []string{
 			"/meshes/default/dataplanes/absent/", "/meshes/absent/dataplanes/backend-1/", "/zoneingresses/absent/", "/zoneegresses/absent/",
 			"/meshes/default/dataplanes/.../", "/meshes/default/dataplanes/a.b.c/", "/meshes/default/dataplanes/%2e%2e/",
@@ -112,25 +122,33 @@ func questions(s *System, z *Plane, proxies []inspected) []question {
 
 // ask is an error unless the answer is an orderly one: whole, of a status that may be, and in the form that goes with it.
 func (q question) ask(query string) error {
-	req, err := http.NewRequest(http.MethodGet, q.plane.url(q.path+query), http.NoBody)
+	path, asked, _ := strings.Cut(q.path, "?")
+	view := path[strings.LastIndex(path, "/")+1:]
+	statuses := q.statuses
+	if refuses(view, query) {
+		statuses = append(slices.Clip(statuses), http.StatusBadRequest)
+	}
+	switch {
+	case asked != "" && query != "":
+		query = "?" + asked + "&" + query[1:]
+	case asked != "":
+		query = "?" + asked
+	}
+	req, err := http.NewRequest(http.MethodGet, q.plane.url(path+query), http.NoBody)
 	if err != nil {
 		return err
 	}
-	code, b, err := q.plane.Call(http.MethodGet, q.path+query, "")
+	code, b, err := q.plane.Call(http.MethodGet, path+query, "")
 	if err != nil {
 		return fmt.Errorf("%s: %s: GET %s: %w", q.plane.Name, q.what, req.URL, err)
 	}
 	problem := func(format string, args ...any) error {
 		return fmt.Errorf("%s: %s: GET %s: %d: %s: %.300s", q.plane.Name, q.what, req.URL, code, fmt.Sprintf(format, args...), b)
 	}
-	ok := false
-	for _, s := range q.statuses {
-		ok = ok || code == s
+	if !slices.Contains(statuses, code) {
+		return problem("want one of %v", statuses)
 	}
-	if !ok {
-		return problem("want one of %v", q.statuses)
-	}
-	if code == http.StatusOK && (strings.HasSuffix(q.path, "/stats") || strings.HasSuffix(q.path, "/clusters")) {
+	if code == http.StatusOK && (view == "stats" || view == "clusters") {
 		if len(b) == 0 {
 			return problem("empty")
 		}
@@ -147,6 +165,18 @@ func (q question) ask(query string) error {
 		return problem("an error without a title")
 	}
 	return nil
+}
+
+// refuses reports whether a view may refuse a query: the views of proxies and explanations read their parameters, and refuse wrong
+// ones and those of each other.
+func refuses(view, query string) bool {
+	switch view {
+	case "stats", "clusters", "explain":
+		return query == "?format=k8s" || query == "?include_eds=true"
+	case "xds":
+		return query == "?format=k8s"
+	}
+	return false
 }
 
 // Whatever is asked about whatever proxy, while policies come and go, is answered in an orderly way.

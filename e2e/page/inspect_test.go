@@ -1,17 +1,22 @@
 package page
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meridian-mesh/meridian/api/resource"
+	"github.com/meridian-mesh/meridian/e2e/envoy"
 )
 
 // scene is what an example of the inspect API shows: the resources from which its answer follows, value by value. The examples of
@@ -21,6 +26,8 @@ type scene struct {
 	without []string
 	// with are the resources, as JSON.
 	with []string
+	// connect is the type of proxy that connects with the last of the resources; "": none does.
+	connect string
 	// more are the keys that the answer has and the example has not, by their last part, with the reason.
 	more map[string]string
 	// differs are paths at which the page cannot be met, with the reason, and what is there instead.
@@ -32,6 +39,7 @@ type difference struct{ reason, instead string }
 // Why an answer says more than the page.
 const (
 	alwaysSaid = "kumactl and the GUI of 2.0 read it; the page is older"
+	notInAMesh = "a zone's proxy is in no mesh: the nodes of kuma-dp 2.0 have an empty one in their id, and their type as cluster"
 	typed      = "the configuration is shown with the fields that 2.0 shows although they are empty"
 )
 
@@ -86,6 +94,29 @@ var scenes = map[string]scene{
 		},
 		more: map[string]string{"format": typed, "sampling": typed},
 	},
+	"/meshes/default/dataplane/backend-1/xds": {
+		with: []string{
+			`{"type":"Dataplane","mesh":"default","name":"backend-1","networking":{"address":"127.0.0.1","admin":{"port":6606},
+			  "inbound":[{"port":10010,"servicePort":10011,"tags":{"kuma.io/service":"backend"}}]}}`,
+		},
+		connect: "dataplane",
+	},
+	"/zoneingresses/zi-1/xds": {
+		with:    []string{`{"type":"ZoneIngress","name":"zi-1","networking":{"address":"127.0.0.1","port":10001,"admin":{"port":6606}}}`},
+		connect: "ingress",
+		differs: map[string]difference{
+			"configs.0.bootstrap.node.id":      {notInAMesh, ".zi-1"},
+			"configs.0.bootstrap.node.cluster": {notInAMesh, "ingress"},
+		},
+	},
+	"/zoneegresses/ze-1/xds": {
+		with:    []string{`{"type":"ZoneEgress","name":"ze-1","networking":{"address":"127.0.0.1","port":10002,"admin":{"port":6606}}}`},
+		connect: "egress",
+		differs: map[string]difference{
+			"configs.0.bootstrap.node.id":      {notInAMesh, ".ze-1"},
+			"configs.0.bootstrap.node.cluster": {notInAMesh, "egress"},
+		},
+	},
 }
 
 const gatewayProxy = `{"type":"Dataplane","mesh":"default","name":"gateway-1","networking":{"address":"192.168.0.4",
@@ -128,10 +159,12 @@ func (b book) inspections(t *testing.T) {
 	}
 }
 
-// isInspection is whether a path asks what is attached to a proxy, or which proxies a resource reaches.
+// isInspection is whether a path asks what is attached to a proxy, which proxies a resource reaches, or a proxy itself.
 func isInspection(path string) bool {
 	segments := strings.Split(path, "/")
 	switch segments[len(segments)-1] {
+	case "xds":
+		return true
 	case "policies", "rules", "dataplanes":
 		return len(segments) > 4
 	}
@@ -167,6 +200,9 @@ func (b book) play(t *testing.T, s scene, path string, e Example) {
 			eventually(t, r.path()+" is gone", func() string { return statusIs(b.other(r.d), b.seenOn(b.other(r.d), r.path()), http.StatusNotFound) })
 		}
 	}()
+	if s.connect != "" {
+		defer b.join(t, s.connect, s.with[len(s.with)-1])()
+	}
 	var example any
 	if err := json.Unmarshal(e.Answer, &example); err != nil {
 		t.Fatal(err)
@@ -182,9 +218,12 @@ func (b book) play(t *testing.T, s scene, path string, e Example) {
 					return fmt.Sprint(a.status, " ", string(a.body), err)
 				}
 				got := local(a.value(t))
+				if s.connect != "" {
+					firstConfig(got) // the page shows no others
+				}
 				found := changed(example, got)
 				for _, key := range beyond("", example, got) {
-					if s.more[key[strings.LastIndexByte(key, '.')+1:]] == "" {
+					if s.more[key[strings.LastIndexByte(key, '.')+1:]] == "" && s.connect == "" {
 						found = append(found, key+" is not in the example")
 					}
 				}
@@ -194,6 +233,42 @@ func (b book) play(t *testing.T, s scene, path string, e Example) {
 				return
 			}
 		}
+	}
+}
+
+// join connects a proxy with its Envoy, and returns what ends it.
+func (b book) join(t *testing.T, kind, resource string) (leave func()) {
+	t.Helper()
+	ca, err := os.ReadFile(filepath.Join(b.zone.dir, "trust", "dp-ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	proxy, err := envoy.Start(ctx, envoy.Options{
+		ControlPlane: fmt.Sprintf("https://localhost:%d", b.zoneConfig.DPServer.Port), CA: ca, ProxyType: kind, Resource: resource,
+		Token: "none", BootstrapRetry: 10 * time.Millisecond, Log: b.log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave = func() {
+		if err := proxy.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := proxy.Wait(ctx, envoy.Ready); err != nil {
+		leave()
+		t.Fatal(err)
+	}
+	return leave
+}
+
+// firstConfig leaves only the first part of a configuration dump.
+func firstConfig(dump any) {
+	o, _ := dump.(map[string]any)
+	if configs, _ := o["configs"].([]any); len(configs) > 0 {
+		o["configs"] = configs[:1]
 	}
 }
 
