@@ -9,6 +9,7 @@ import (
 
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
+	"github.com/meridian-mesh/meridian/common/cluster"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
 	"github.com/meridian-mesh/meridian/common/storage"
@@ -26,6 +27,7 @@ type Config struct {
 	General     General            `yaml:"general"`
 	Log         logging.Config     `yaml:"log"`
 	Store       storage.Config     `yaml:"store"`
+	Cluster     cluster.Config     `yaml:"cluster"`
 	API         server.Config      `yaml:"apiServer"`
 	Access      server.Access      `yaml:"access"`
 	Diagnostics diagnostics.Config `yaml:"diagnostics"`
@@ -112,6 +114,7 @@ func DefaultConfig() Config {
 		General:     General{DataDir: "meridian-data/global"},
 		Log:         logging.Default(),
 		Store:       storage.Default(),
+		Cluster:     cluster.Default(),
 		API:         server.Default(),
 		Access:      server.DefaultAccess(),
 		Diagnostics: diagnostics.Default(),
@@ -152,6 +155,7 @@ func (c Config) Validate() []error {
 		{"apiServer.httpsPort", c.API.HTTPSPort},
 		{"diagnostics.port", c.Diagnostics.Port},
 		{"multizone.global.kds.port", c.Multizone.Global.KDS.Port},
+		{"cluster.bindPort", c.Cluster.BindPort},
 	} {
 		other, taken := ports[p.port]
 		switch {

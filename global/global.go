@@ -19,6 +19,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/api/validate"
+	"github.com/meridian-mesh/meridian/common/cluster"
 	"github.com/meridian-mesh/meridian/common/component"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
@@ -54,6 +55,7 @@ type Global struct {
 	kdsListener net.Listener
 	keys        *rsakeys.Pool
 	api         *server.Server
+	cluster     *cluster.Cluster
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
 	// startRevision is the state that the administrator's token was written from.
@@ -124,6 +126,13 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	g.cfg.Diagnostics.Port = g.diagnostics.Port()
+	g.cluster, err = cluster.New(cluster.Options{
+		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Plane: g.store.ID, Version: version.Get().Version, APIPort: g.cfg.API.HTTPPort,
+		Held: func() map[string][]string { return map[string][]string{cluster.Zones: g.zones.Connected()} }, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	return g, nil
 }
 
@@ -172,6 +181,7 @@ func (g *Global) listenAPI(reg prometheus.Registerer) error {
 		Config: *a, Access: &g.cfg.Access, Plane: resource.Global, Store: g.store, Zones: g.zones, Replication: g.zones, Proxies: g.proxies, EndZoneSession: g.zones.End,
 		Keys: g.keys.Key, InstanceID: g.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(g.cfg) },
+		Instances:       func() []cluster.Member { return g.cluster.Members() },
 		Registerer:      reg, Log: g.log,
 	}
 	if a.HTTPSPort >= 0 {
@@ -215,12 +225,22 @@ func (g *Global) Run(ctx context.Context) error {
 		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
 		component.Component{Name: "validation", Run: g.validate}, // of what is stored; once
 		component.Component{Name: "admin token", Run: g.keepAdminToken},
+		component.Component{Name: "cluster", Run: g.cluster.Run},   // who else is there
+		component.Component{Name: "leader", Run: g.lead},           // and who of them leads
 		component.Component{Name: "zones", Run: g.zones.Run},       // sessions and insights
 		component.Component{Name: "insights", Run: g.insights.Run}, // of meshes and services
 		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},
 		component.Component{Name: "keys", Run: g.keys.Run}, // RSA keys ahead of the meshes that need them
 		component.Component{Name: "api", Run: g.api.Run},   // operators' HTTP
 	)
+}
+
+// lead takes part in the choice of the instance that does what is done once in the plane. Nothing is so far: it is shown only.
+func (g *Global) lead(ctx context.Context) error {
+	return g.cluster.Lead(ctx, g.store, server.PlaneLease, func(ctx context.Context, _ store.Lease) error {
+		<-ctx.Done()
+		return nil
+	})
 }
 
 // validate tells of stored resources that this version would not take. They stay.
@@ -238,6 +258,9 @@ func (g *Global) Close() error {
 
 // release closes whatever is open; each part that ran has closed its own listener, which is no matter.
 func (g *Global) release() {
+	if g.cluster != nil {
+		_ = g.cluster.Close()
+	}
 	if g.diagnostics != nil {
 		_ = g.diagnostics.Close()
 	}

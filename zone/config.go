@@ -9,6 +9,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/api/vips"
+	"github.com/meridian-mesh/meridian/common/cluster"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/logging"
@@ -33,6 +34,7 @@ type Config struct {
 	General     General            `yaml:"general"`
 	Log         logging.Config     `yaml:"log"`
 	Store       storage.Config     `yaml:"store"`
+	Cluster     cluster.Config     `yaml:"cluster"`
 	API         server.Config      `yaml:"apiServer"`
 	Access      server.Access      `yaml:"access"`
 	Diagnostics diagnostics.Config `yaml:"diagnostics"`
@@ -108,6 +110,7 @@ func DefaultConfig() Config {
 		General:     General{DataDir: "meridian-data/zone"},
 		Log:         logging.Default(),
 		Store:       storage.Default(),
+		Cluster:     cluster.Default(),
 		API:         server.Default(),
 		Access:      server.DefaultAccess(),
 		Diagnostics: diagnostics.Default(),
@@ -152,6 +155,7 @@ func (c Config) Validate() []error {
 		{"diagnostics.port", c.Diagnostics.Port},
 		{"dpServer.port", c.DPServer.Port},
 		{"monitoringAssignmentServer.port", c.MADS.Port},
+		{"cluster.bindPort", c.Cluster.BindPort},
 	} {
 		if other := taken[p.port]; other != "" && p.port > 0 {
 			errs = append(errs, fmt.Errorf("%s: %d is %s too", p.field, p.port, other))

@@ -19,6 +19,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/api/validate"
+	"github.com/meridian-mesh/meridian/common/cluster"
 	"github.com/meridian-mesh/meridian/common/component"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
@@ -39,6 +40,7 @@ type Zone struct {
 	store       *store.Store
 	upstream    *upstream.Upstream
 	api         *server.Server
+	cluster     *cluster.Cluster
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
 	dataPlane   dataPlane
@@ -88,6 +90,16 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 	if err := z.newUpstream(ctx, reg); err != nil {
 		return nil, err
 	}
+	z.cluster, err = cluster.New(cluster.Options{
+		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Plane: z.store.ID, Version: version.Get().Version, APIPort: z.cfg.API.HTTPPort,
+		Held: func() map[string][]string {
+			return map[string][]string{cluster.Proxies: z.dataPlane.registry.Connected()}
+		},
+		Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	return z, nil
 }
 
@@ -97,6 +109,7 @@ func (z *Zone) listenAPI(reg prometheus.Registerer) error {
 		Config: *a, Access: &z.cfg.Access, Plane: resource.Zone, ZoneName: z.cfg.Multizone.Zone.Name, Store: z.store,
 		InstanceID: z.cfg.General.InstanceID, Hostname: instance.Hostname(), Version: version.Get().Version, APIVersion: version.KumaAPI,
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(z.cfg) },
+		Instances:       func() []cluster.Member { return z.cluster.Members() },
 		DNSDomain:       z.cfg.DNSServer.Domain, ServiceVIPPort: z.cfg.DNSServer.ServiceVIPPort,
 		Proxies: inspection{&z.dataPlane}, Registerer: reg, Log: z.log,
 	}
@@ -205,6 +218,8 @@ func (z *Zone) Run(ctx context.Context) error {
 	parts := []component.Component{
 		{Name: "diagnostics", Run: z.diagnostics.Run},
 		{Name: "validation", Run: z.validate},      // of what is stored; once
+		{Name: "cluster", Run: z.cluster.Run},      // who else is there
+		{Name: "leader", Run: z.lead},              // and who of them leads
 		{Name: "upstream", Run: z.upstream.Run},    // KDS session with the global, reconnecting
 		{Name: "api", Run: z.api.Run},              // operators' HTTP
 		{Name: "proxies", Run: d.registry.Run},     // who is connected, and what is stored of them
@@ -216,6 +231,14 @@ func (z *Zone) Run(ctx context.Context) error {
 		parts = append(parts, component.Component{Name: "mads", Run: d.mads.Run}) // what Prometheus scrapes
 	}
 	return component.Run(ctx, parts...)
+}
+
+// lead takes part in the choice of the instance that does what is done once in the plane. Nothing is so far: it is shown only.
+func (z *Zone) lead(ctx context.Context) error {
+	return z.cluster.Lead(ctx, z.store, server.PlaneLease, func(ctx context.Context, _ store.Lease) error {
+		<-ctx.Done()
+		return nil
+	})
 }
 
 // validate tells of stored resources that this version would not take. They stay.
@@ -233,6 +256,9 @@ func (z *Zone) Close() error {
 
 // release closes whatever is open; each part that ran has closed its own listener, which is no matter.
 func (z *Zone) release() {
+	if z.cluster != nil {
+		_ = z.cluster.Close()
+	}
 	if z.diagnostics != nil {
 		_ = z.diagnostics.Close()
 	}

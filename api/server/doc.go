@@ -25,6 +25,7 @@
 //	import.go     such a stream, stored as one batch
 //	rules.go      what single types ask of a write: cascades, refusals, tags a zone adds
 //	status.go     /, /config, /policies, /versions, /status/zones, /global-insights
+//	instances.go  /status/instances
 //	description.go  that description, served as JSON, YAML and a page
 //	render.go     JSON of a record, made once per version
 //	reply.go      sending bodies: buffering, gzip, HEAD

@@ -22,6 +22,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/tokens"
+	"github.com/meridian-mesh/meridian/common/cluster"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/tlsconf"
@@ -78,6 +79,8 @@ type Options struct {
 	// InstanceID, Hostname and Version are shown at "/"; APIVersion there is the API generation that kumactl checks,
 	// "2.0.8" when empty.
 	InstanceID, Hostname, Version, APIVersion string
+	// Instances returns the instances of this plane that are known, by name; nil: none is shown.
+	Instances func() []cluster.Member
 	// EffectiveConfig returns the body of /config with secrets masked; nil: "{}".
 	EffectiveConfig func() ([]byte, error)
 

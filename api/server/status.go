@@ -26,6 +26,8 @@ func (s *Server) statusRoutes(t table) {
 		"Which versions of kuma-dp are accepted, and which Envoy each of them runs.", t.doc.Of(versions{})))
 	t.get("/status/zones", s.getZonesStatus, openapi.Read("getZonesStatus", "List the zones and their connections",
 		"What is not known is null.", t.doc.Of([]zoneStatus{})))
+	t.get("/status/instances", s.getInstancesStatus, openapi.Read("getInstancesStatus", "List the instances of this plane",
+		"As the one that answers knows them: one where membership is off.", t.doc.Of([]instanceStatus{})))
 	t.get("/global-insights", s.getGlobalInsights, openapi.Read("getGlobalInsights", "Count the resources outside meshes",
 		"", t.doc.Of(globalInsights{})))
 }

@@ -76,6 +76,7 @@ var singles = []single{
 	{"/policies", 200, ""},
 	{"/global-insights", 200, ""},
 	{"/status/zones", 200, ""},
+	{"/status/instances", 200, ""},
 	{"/dataplanes+insights", 200, ""},
 	{"/meshes/default/dataplanes+insights", 200, ""},
 	{"/meshes/default/dataplanes+insights/x-none", 404, "Could not retrieve a dataplane overview"},

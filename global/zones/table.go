@@ -587,6 +587,19 @@ func (t *Table) Live(snap *store.Snapshot, name string) (live server.ZoneLive, o
 	return live, true
 }
 
+// Connected returns the names of the zones that have a session with this process.
+func (t *Table) Connected() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var names []string
+	for name, z := range t.zones {
+		if z.session != nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // Insight returns the zone's insight as it is right now, which may be newer than the stored one.
 func (t *Table) Insight(name string) (*systemv1.ZoneInsight, bool) {
 	t.mu.Lock()

@@ -195,6 +195,19 @@ func (r *Registry) admit(ctx context.Context, first xds.Opening, aside bool) (_ 
 	return s, nil
 }
 
+// Connected returns the proxies that have a stream with this process, each as TYPE/MESH/NAME or TYPE/NAME of its resource.
+func (r *Registry) Connected() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var names []string
+	for _, p := range r.proxies {
+		if len(p.streams) > 0 {
+			names = append(names, p.key.String())
+		}
+	}
+	return names
+}
+
 // enter notes that a stream of the proxy is being opened.
 func (r *Registry) enter(n *node) (*proxy, error) {
 	r.mu.Lock()
