@@ -66,6 +66,8 @@ type Cluster struct {
 	wake  chan struct{} // cap 1, level-triggered: there may be something to tell
 	close func() error  // once
 
+	announced string // id of the plane's store that the others were told first
+
 	closed atomic.Bool
 
 	mu      sync.Mutex        // guards what follows; never held while memberlist is called
@@ -108,6 +110,7 @@ func New(o Options) (*Cluster, error) {
 
 // listen opens the sockets. From here on others may find this replica.
 func (c *Cluster) listen() error {
+	c.announced = c.o.Plane() // before it is told: a change after this is noticed
 	if _, err := c.meta().encode(); err != nil {
 		return err
 	}
@@ -256,7 +259,7 @@ func (c *Cluster) holding() map[string][]string {
 func (c *Cluster) tell(ctx context.Context) {
 	ticker := time.NewTicker(tellInterval)
 	defer ticker.Stop()
-	plane := c.o.Plane()
+	plane := c.announced
 	sent := map[string]uint64{} // by member and run: the version it has
 	for {
 		own := c.refresh()
