@@ -269,9 +269,9 @@ func kumactlInspects(t *testing.T, g, z *Plane) {
 		}
 		for path, want := range map[string]string{
 			"/meshes/shop/dataplanes/" + prefix + "dp/policies":   `"kind": "SidecarDataplane"`,
-			"/meshes/shop/traffic-permissions/tp/dataplanes":      `"total": 0`,
+			"/meshes/shop/traffic-permissions/tp/dataplanes":      `"name": "` + prefix + `dp"`,
 			"/meshes/shop/meshgateways/edge/dataplanes":           `"total": 0`,
-			"/meshes/shop/dataplanes/" + prefix + "dp/rules":      `"total": 0`,
+			"/meshes/shop/dataplanes/" + prefix + "dp/rules":      `"policyType": "MeshTrace"`,
 			"/meshes/default/dataplanes+insights?size=1&offset=0": `"total": 0`,
 		} {
 			if r := p.kumactlAsks(http.MethodGet, path, ""); r.status != http.StatusOK || !strings.Contains(string(r.body), want) {
@@ -283,7 +283,8 @@ func kumactlInspects(t *testing.T, g, z *Plane) {
 			"/meshes/shop/dataplanes/" + prefix + "dp/xds", "/meshes/shop/dataplanes/" + prefix + "dp/stats", "/meshes/shop/dataplanes/" + prefix + "dp/clusters",
 			"/zoneingresses/" + prefix + "zi/xds", "/zoneegresses/" + prefix + "ze/xds",
 		} {
-			if r := p.kumactlAsks(http.MethodGet, path, ""); r.status/100 != 5 || !strings.HasPrefix(r.problem(), "Could not execute admin operation (The proxy of ") {
+			if r := p.kumactlAsks(http.MethodGet, path, ""); r.status/100 != 5 ||
+				!strings.HasPrefix(r.problem(), "Could not execute admin operation (") || !strings.Contains(r.problem(), "The proxy of ") {
 				t.Errorf("%s: GET %s: %d %s", p.Name, path, r.status, r.problem())
 			}
 		}
