@@ -204,12 +204,18 @@ func TestADeadProxyIsAskedOverTheGlobal(t *testing.T) {
 	z.shows(d.overview(), true)
 	path := z.onGlobal(d.path())
 	g.has(path)
-	z.eventually(15*time.Second, "answering for the proxy", func() error {
-		a, err := g.tries(path + "/xds")
-		if err == nil && a.code != 200 {
-			err = fmt.Errorf("%d %.200s", a.code, a.body)
+	// What it is sent last is what is shown of it when it is dead: so it lives until it has all.
+	z.eventually(15*time.Second, "configured and asked", func() error {
+		for _, query := range []string{"", "?source=controlplane"} {
+			a, err := g.tries(path + "/xds" + query)
+			if err != nil {
+				return err
+			}
+			if kinds, err := kindsOf(a.body); a.code != 200 || err != nil || !slices.Contains(kinds, "ListenersConfigDump") {
+				return fmt.Errorf("%s: %d %.200s: %v, %v", query, a.code, a.body, kinds, err)
+			}
 		}
-		return err
+		return nil
 	})
 	kill()
 	z.shows(d.overview(), false)
