@@ -52,8 +52,9 @@ func (s *Store) hold(ctx context.Context, lease Lease, ttl time.Duration, fn fun
 	margin := ttl / 4
 	work, end := context.WithCancelCause(ctx)
 	defer end(nil)
+	expires := lease.Expires // of the latest renewal: lease itself is fn's too, and stays as it is
 	// A timer of its own: a renewal that hangs must not keep fn beyond the lease.
-	expiry := time.AfterFunc(time.Until(lease.Expires)-margin, func() { end(ErrLeaseLost) })
+	expiry := time.AfterFunc(time.Until(expires)-margin, func() { end(ErrLeaseLost) })
 	defer expiry.Stop()
 	returned := make(chan error, 1)
 	go func() { returned <- fn(work, lease) }()
@@ -67,11 +68,11 @@ func (s *Store) hold(ctx context.Context, lease Lease, ttl time.Duration, fn fun
 			return false, <-returned
 		case <-renew.C:
 		}
-		next, err := s.acquireBy(work, lease.Expires.Add(-margin), lease.Name, lease.Holder, ttl)
+		next, err := s.acquireBy(work, expires.Add(-margin), lease.Name, lease.Holder, ttl)
 		switch {
 		case err == nil && next.Epoch == lease.Epoch:
-			lease.Expires = next.Expires
-			expiry.Reset(time.Until(lease.Expires) - margin)
+			expires = next.Expires
+			expiry.Reset(time.Until(expires) - margin)
 			renew.Reset(ttl / 4)
 		case err == nil || errors.Is(err, ErrLeaseHeld): // it had expired
 			end(ErrLeaseLost)
