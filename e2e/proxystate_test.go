@@ -281,7 +281,8 @@ func TestStreamsOfOneProxyThatOverlap(t *testing.T) {
 
 func TestAProxyThatCrashes(t *testing.T) {
 	t.Parallel()
-	s := newSystemWith(t, []string{"MERIDIAN_DP_DEREGISTRATION_DELAY=1s"}, "zone-1")
+	// Insights reach the global once a second: it must hear that the proxy is away before the proxy is forgotten.
+	s := newSystemWith(t, []string{"MERIDIAN_DP_DEREGISTRATION_DELAY=4s"}, "zone-1")
 	z := s.Zones[0]
 	s.aMesh("m")
 	web := sidecar{mesh: "m", name: "web-1", service: "web", port: freePort(t), servicePort: freePort(t)}
