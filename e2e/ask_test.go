@@ -211,8 +211,12 @@ func TestADeadProxyIsAskedOverTheGlobal(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if kinds, err := kindsOf(a.body); a.code != 200 || err != nil || !slices.Contains(kinds, "ListenersConfigDump") {
-				return fmt.Errorf("%s: %d %.200s: %v, %v", query, a.code, a.body, kinds, err)
+			kinds, err := kindsOf(a.body)
+			if err != nil {
+				return err
+			}
+			if a.code != 200 || !slices.Contains(kinds, "ListenersConfigDump") {
+				return fmt.Errorf("%s: %d %.200s: %v", query, a.code, a.body, kinds)
 			}
 		}
 		return nil
