@@ -77,7 +77,7 @@ func LeaseCases() []Case {
 				if !errors.Is(err, store.ErrLeaseHeld) {
 					e.fatalf("acquire: %w", err)
 				}
-				time.Sleep(5 * time.Millisecond)
+				e.pause(5*time.Millisecond, "a lease of 50ms never ended")
 			}
 			if second.Epoch <= first.Epoch {
 				e.fatalf("epoch %d follows %d", second.Epoch, first.Epoch)
@@ -91,17 +91,12 @@ func LeaseCases() []Case {
 			e.must("release", s.Release(e.ctx, l))
 			release := e.hold(s)
 			before := e.queued(e.ctx, s, batch(store.Put(full("before"))))
-			lost := make(chan error, 1)
-			waiting := s.Waiting()
-			go func() { lost <- e.under(s, l, "lost") }()
-			for s.Waiting() == waiting {
-				time.Sleep(100 * time.Microsecond)
-			}
+			lost := e.queue(s, func() (store.Revision, error) { return 0, e.under(s, l, "lost") })
 			after := e.queued(e.ctx, s, batch(store.Put(full("after"))))
 			release()
 			e.must("the update before", (<-before).Err)
-			if err := <-lost; !errors.Is(err, store.ErrLeaseLost) {
-				e.fatalf("the update without its lease: %v", err)
+			if r := <-lost; !errors.Is(r.Err, store.ErrLeaseLost) {
+				e.fatalf("the update without its lease: %v", r.Err)
 			}
 			e.must("the update after", (<-after).Err)
 		}},

@@ -218,20 +218,30 @@ func (e *env) hold(s *store.Store) (release func()) {
 
 // queued starts an update and returns once it waits in the queue of a held committer.
 func (e *env) queued(ctx context.Context, s *store.Store, fn func(*store.Snapshot) ([]store.Op, error)) <-chan result {
+	return e.queue(s, func() (store.Revision, error) { return s.Update(ctx, fn) })
+}
+
+// queue is queued for whatever way an update is made.
+func (e *env) queue(s *store.Store, update func() (store.Revision, error)) <-chan result {
 	ch := make(chan result, 1)
 	before := s.Waiting()
 	go func() {
-		rev, err := s.Update(ctx, fn)
+		rev, err := update()
 		ch <- result{rev, err}
 	}()
 	for s.Waiting() == before {
-		select {
-		case <-e.ctx.Done():
-			e.fatalf("an update never reached the queue")
-		case <-time.After(100 * time.Microsecond):
-		}
+		e.pause(100*time.Microsecond, "an update never reached the queue")
 	}
 	return ch
+}
+
+// pause is between two looks at what takes a while. The case fails for the given reason when its time is over.
+func (e *env) pause(d time.Duration, late string) {
+	select {
+	case <-e.ctx.Done():
+		e.fatalf("%s", late)
+	case <-time.After(d):
+	}
 }
 
 type result struct {
