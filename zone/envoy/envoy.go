@@ -95,15 +95,20 @@ func Sidecar(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
 	g.transparentProxying()
 	g.directAccess()
 	g.dns()
-	g.adminListener(p.AdminAddress, p.AdminPort, p.Dataplane.GetNetworking().GetAddress(), admin)
-	g.probes()
-	g.prometheus()
-	g.tracingCluster()
+	g.beside(admin)
 	out, err := g.finish()
 	if err != nil {
 		return nil, fmt.Errorf("configuration of %s in mesh %s: %w", p.Name, mesh.Name, err)
 	}
 	return out, nil
+}
+
+// beside makes what every Envoy of a Dataplane has beside its traffic.
+func (g *generator) beside(admin *Admin) {
+	g.adminListener(g.proxy.AdminAddress, g.proxy.AdminPort, g.dp.GetNetworking().GetAddress(), admin)
+	g.probes()
+	g.prometheus()
+	g.tracingCluster()
 }
 
 // generator makes the configuration of one sidecar.

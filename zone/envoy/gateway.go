@@ -33,10 +33,7 @@ func Gateway(mesh *topology.Mesh, p *Proxy, admin *Admin) (*Output, error) {
 		g.warn("no MeshGateway selects the proxy, which is a builtin gateway: it serves nothing")
 	}
 	g.listeners()
-	g.adminListener(p.AdminAddress, p.AdminPort, p.Dataplane.GetNetworking().GetAddress(), admin)
-	g.probes()
-	g.prometheus()
-	g.tracingCluster()
+	g.beside(admin)
 	out, err := g.finish()
 	if err != nil {
 		return nil, fmt.Errorf("configuration of gateway %s in mesh %s: %w", p.Name, mesh.Name, err)
