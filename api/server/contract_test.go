@@ -28,6 +28,7 @@ import (
 // contract holds what a server does against what its description says, by a validator that is not ours. All traffic of
 // the tests in this package goes through it; see plane.do.
 type contract struct {
+	mu            sync.Mutex // the validator writes to the model's nodes while it renders a schema to compile
 	options       *config.ValidationOptions
 	requestModel  *v3.Document
 	parameters    parameters.ParameterValidator
@@ -116,6 +117,8 @@ func (c *contract) check(r *http.Request, body string, a answer) error {
 	if !ok {
 		return nil
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	item, errs, pattern := paths.FindPath(request, c.responseModel, c.options)
 	if item == nil || item.GetOperations().GetOrZero(strings.ToLower(r.Method)) == nil {
 		// What is not described must not be there; strangers are not even told that.

@@ -211,7 +211,9 @@ func TestARestoredDatabaseKeepsTheMembersTogether(t *testing.T) {
 		var mu sync.Mutex
 		ids := map[string]string{}
 		id := func(name string) func(*Options) {
+			mu.Lock() // the replicas that run already read it
 			ids[name] = "before"
+			mu.Unlock()
 			return func(o *Options) {
 				o.Plane = func() string { mu.Lock(); defer mu.Unlock(); return ids[name] }
 			}
