@@ -36,6 +36,9 @@ const (
 	keyInterval  = 5 * time.Second // and what the file of keys
 )
 
+// strangerPatience is how long a replica that was never heard of may take to be found: what has just started, joins within it.
+const strangerPatience = 8 * time.Second
+
 // leaseTTL is how long after the death of a leader another may lead, at most.
 const leaseTTL = 4 * time.Second
 
@@ -70,9 +73,10 @@ type Cluster struct {
 
 	closed atomic.Bool
 
-	mu      sync.Mutex        // guards what follows; never held while memberlist is called
-	others  map[string]Member // by name, without lists
-	held    map[string]held   // by name; of others, those that are members
+	mu      sync.Mutex           // guards what follows; never held while memberlist is called
+	others  map[string]Member    // by name, without lists
+	held    map[string]held      // by name; of others, those that are members
+	absent  map[string]time.Time // by name, of those that are no members: since when they count as gone, or from when on they will
 	leases  map[string]struct{}
 	changed chan struct{} // closed at the next change
 	refused map[string]time.Time
@@ -95,7 +99,7 @@ func New(o Options) (*Cluster, error) {
 	c := &Cluster{
 		o: o, log: o.Log.With("component", "cluster"), wake: make(chan struct{}, 1),
 		self:   Member{Name: o.Name, Self: true, Version: o.Version, Started: time.Now().UTC().Round(0)},
-		others: map[string]Member{}, held: map[string]held{}, leases: map[string]struct{}{},
+		others: map[string]Member{}, held: map[string]held{}, absent: map[string]time.Time{}, leases: map[string]struct{}{},
 		changed: make(chan struct{}), refused: map[string]time.Time{},
 	}
 	c.close = sync.OnceValue(func() error { return nil })
@@ -198,8 +202,41 @@ func (c *Cluster) Members() []Member {
 	return all
 }
 
+// Gone says whether a replica of this plane is there no more, as far as is known here: a member that left or was found dead, and
+// one that was never heard of and has not turned up 8 seconds after it was first asked for. It is how survivors find what the
+// dead left open in the store. It may be wrong, as where a network is cut: what is closed by it, the one that lives opens again. With
+// membership off every other replica is gone: there is one.
+func (c *Cluster) Gone(instance string) bool {
+	if instance == c.o.Name {
+		return false
+	}
+	if c.list == nil {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, member := c.others[instance]; member {
+		return false
+	}
+	now := time.Now()
+	from, asked := c.absent[instance]
+	if !asked {
+		from = now.Add(strangerPatience)
+		c.absent[instance] = from
+		time.AfterFunc(strangerPatience, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if _, absent := c.absent[instance]; absent {
+				c.changedLocked()
+			}
+		})
+	}
+	return !now.Before(from)
+}
+
 // Changed returns a channel that is closed when the members, or the lists of another, are no longer what Members would return
-// now. Who follows them takes the channel first, then the members: nothing is missed, and a slow follower delays nobody.
+// now, or Gone may give another answer. Who follows them takes the channel first, then asks: nothing is missed, and a slow
+// follower delays nobody.
 func (c *Cluster) Changed() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

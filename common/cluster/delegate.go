@@ -112,6 +112,7 @@ func (c *Cluster) put(n *memberlist.Node) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.others[n.Name] = memberOf(n, m)
+	delete(c.absent, n.Name)
 	if h, ok := c.held[n.Name]; ok && !h.Started.Equal(m.Started) {
 		delete(c.held, n.Name)
 	}
@@ -134,6 +135,7 @@ func (c *Cluster) remove(name string) {
 	defer c.mu.Unlock()
 	delete(c.others, name)
 	delete(c.held, name)
+	c.absent[name] = time.Now()
 	c.changedLocked()
 }
 
