@@ -225,22 +225,18 @@ func (g *Global) Run(ctx context.Context) error {
 		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
 		component.Component{Name: "validation", Run: g.validate}, // of what is stored; once
 		component.Component{Name: "admin token", Run: g.keepAdminToken},
-		component.Component{Name: "cluster", Run: g.cluster.Run},   // who else is there
-		component.Component{Name: "leader", Run: g.lead},           // and who of them leads
-		component.Component{Name: "zones", Run: g.zones.Run},       // sessions and insights
-		component.Component{Name: "insights", Run: g.insights.Run}, // of meshes and services
+		component.Component{Name: "cluster", Run: g.cluster.Run}, // who else is there
+		component.Component{Name: "leader", Run: g.lead},         // and what is done by one of them
+		component.Component{Name: "zones", Run: g.zones.Run},     // sessions and insights
 		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},
 		component.Component{Name: "keys", Run: g.keys.Run}, // RSA keys ahead of the meshes that need them
 		component.Component{Name: "api", Run: g.api.Run},   // operators' HTTP
 	)
 }
 
-// lead takes part in the choice of the instance that does what is done once in the plane. Nothing is so far: it is shown only.
+// lead does what is done once in the plane, as long as this instance is the one to do it: the insights of meshes and services.
 func (g *Global) lead(ctx context.Context) error {
-	return g.cluster.Lead(ctx, g.store, server.PlaneLease, func(ctx context.Context, _ store.Lease) error {
-		<-ctx.Done()
-		return nil
-	})
+	return g.cluster.Lead(ctx, g.store, server.PlaneLease, g.insights.Run)
 }
 
 // validate tells of stored resources that this version would not take. They stay.

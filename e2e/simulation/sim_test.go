@@ -239,7 +239,7 @@ func (g *globalPlane) start(t testing.TB) {
 		Store: st, Interval: time.Second, Domain: "mesh", VIPPort: 80, Registerer: reg, Log: g.log.With("plane", "global"),
 	})
 	wg.Go(func() { _ = table.Run(ctx) })
-	wg.Go(func() { _ = counts.Run(ctx) })
+	wg.Go(func() { _ = st.Lead(ctx, "plane", "global-1", 4*time.Second, counts.Run) })
 	wg.Go(func() { _ = server.Serve(ctx, listener) })
 	g.stop = sync.OnceFunc(func() {
 		g.net.serve(nil)

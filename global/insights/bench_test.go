@@ -51,6 +51,7 @@ func newFleet(tb testing.TB, n, services int) *fleet {
 		}
 	}
 	f.in = New(Options{Store: st, Interval: time.Second, Domain: "mesh", VIPPort: 80, Log: slog.New(slog.DiscardHandler)})
+	f.in.lease = lease(tb, st)
 	f.in.countAll(st.Snapshot())
 	if _, err := f.in.storeChanged(tb.Context(), st.Snapshot()); err != nil {
 		tb.Fatal(err)

@@ -8,5 +8,7 @@
 //	counts.go    the counters of a mesh, and what changes them
 //	message.go   the counters as messages
 //
-// Both insights are derived and nothing else: they are counted anew at start, and only differences are stored.
+// Both insights are derived and nothing else: they are counted anew at start, and only differences are stored. Of several
+// replicas of a plane the leader counts; the others read what it stored. A leader that lost the lead without noticing cannot
+// store anything: each batch is fenced by the lease.
 package insights

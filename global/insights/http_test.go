@@ -40,6 +40,7 @@ func TestInsightsOverHTTP(t *testing.T) {
 		raw("TrafficRoute", "default", "route")(t),
 	)
 	in := New(Options{Store: st, Domain: "mesh", VIPPort: 80, Log: slog.New(slog.DiscardHandler)})
+	in.lease = lease(t, st)
 	in.countAll(st.Snapshot())
 	if _, err := in.storeChanged(t.Context(), st.Snapshot()); err != nil {
 		t.Fatal(err)

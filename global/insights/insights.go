@@ -46,13 +46,14 @@ type Insights struct {
 	batches  prometheus.Counter
 	seconds  prometheus.Histogram
 
-	// Owned by Run.
+	// Owned by Run, and empty while it does not run: who does not lead keeps nothing.
+	lease   store.Lease
 	meshes  map[string]*mesh
 	dirty   map[string]struct{} // meshes whose insights may differ from what is stored
 	scratch []byte
 }
 
-// New returns the insights of the meshes in a store. Run counts and stores them.
+// New returns the insights of the meshes in a store. Run counts and stores them: in the one replica of the plane that leads.
 func New(o Options) *Insights {
 	in := &Insights{
 		store: o.Store, interval: o.Interval, address: "." + o.Domain + ":" + strconv.Itoa(o.VIPPort), log: o.Log,
@@ -77,22 +78,29 @@ func New(o Options) *Insights {
 	return in
 }
 
-// Run keeps the insights true until ctx ends. It must be called once.
-func (in *Insights) Run(ctx context.Context) error {
+// Run keeps the insights true under a lease of the plane, until ctx ends or the lease is found lost, which is the error then. It
+// counts everything anew first, so it may be called again under the next lease, but not while another call runs.
+func (in *Insights) Run(ctx context.Context, lease store.Lease) error {
+	in.lease = lease
+	defer in.forget()
 	for {
 		err := in.follow(ctx)
 		switch {
 		case errors.Is(err, store.ErrCompacted):
 			in.log.InfoContext(ctx, "insights are counted anew: more was deleted at once than is remembered")
 		case errors.Is(err, store.ErrFailed):
-			// The store has said why. What is stored stays readable; the next process counts anew.
+			// The store has said why. What is stored stays readable; the next process counts anew. Until then this one leads.
 			in.log.WarnContext(ctx, "insights are no longer kept: the store refuses writes")
+			in.forget()
+			<-ctx.Done()
 			return nil
 		default:
 			return err
 		}
 	}
 }
+
+func (in *Insights) forget() { in.meshes, in.dirty, in.scratch = nil, nil, nil }
 
 // follow counts everything, then follows the changes. It returns the error that ended it.
 func (in *Insights) follow(ctx context.Context) error {
@@ -119,7 +127,7 @@ func (in *Insights) follow(ctx context.Context) error {
 // countAll counts what is in snap, from nothing.
 func (in *Insights) countAll(snap *store.Snapshot) {
 	in.meshes, in.dirty = make(map[string]*mesh), make(map[string]struct{})
-	// Insights are among the types: what an earlier process left behind for a mesh that is gone goes.
+	// Insights are among the types: what an earlier leader left behind for a mesh that is gone goes.
 	for _, typ := range in.types {
 		if typ == string(resource.DataplaneInsight) { // counted with its dataplane
 			continue
@@ -205,7 +213,7 @@ func (in *Insights) flush(ctx context.Context, snap *store.Snapshot, begin time.
 	for len(in.dirty) > 0 {
 		stored, err := in.storeChanged(ctx, snap)
 		switch {
-		case err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrFailed) || errors.Is(err, store.ErrClosed)):
+		case err != nil && (ctx.Err() != nil || final(err)):
 			return err
 		case err != nil:
 			in.log.WarnContext(ctx, "insights could not be stored and will be again", "err", err)
@@ -227,6 +235,11 @@ func (in *Insights) flush(ctx context.Context, snap *store.Snapshot, begin time.
 	return nil
 }
 
+// final reports whether trying again cannot help: the lease or the store is lost.
+func final(err error) bool {
+	return errors.Is(err, store.ErrLeaseLost) || errors.Is(err, store.ErrFailed) || errors.Is(err, store.ErrClosed)
+}
+
 // storeChanged stores the insights of dirty meshes where they differ from snap, and reports whether any did. On success
 // nothing is dirty.
 func (in *Insights) storeChanged(ctx context.Context, snap *store.Snapshot) (bool, error) {
@@ -241,7 +254,7 @@ func (in *Insights) storeChanged(ctx context.Context, snap *store.Snapshot) (boo
 		}
 	}
 	if len(plans) > 0 {
-		if _, err := in.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
+		if _, err := in.store.UpdateUnder(ctx, in.lease, func(head *store.Snapshot) ([]store.Op, error) {
 			var ops []store.Op
 			for _, p := range plans {
 				// A mesh that was deleted or made again since snap gets nothing that was counted before; its turn

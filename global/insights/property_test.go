@@ -19,7 +19,7 @@ import (
 )
 
 // TestInsightsAreThoseOfACountFromScratch makes random histories of meshes, dataplanes, their insights, external
-// services and policies, with the process ended and started in between, and asks that what is stored a second after
+// services and policies, in one replica of a plane while others lead in turn, and asks that what is stored a second after
 // each step is what a plain count over the whole store gives, and that a quiet store stays as it is.
 func TestInsightsAreThoseOfACountFromScratch(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
@@ -121,7 +121,7 @@ func shapeOfInsight(n int) *meshv1.DataplaneInsight {
 
 func play(t *testing.T, script []step, bug func(*Insights)) (wrong string) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, store.Options{})
+		r := newReplicas(t)
 		r.bug = bug
 		r.start()
 		defer func() { r.close() }()

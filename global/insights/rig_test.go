@@ -25,6 +25,8 @@ type rig struct {
 	backend *backend
 	st      *store.Store
 	reg     *prometheus.Registry
+	leaders []*store.Store  // of the replicas that lead in turn; empty: st
+	turn    int             // which of them is next
 	in      *Insights       // owned by its Run until stop
 	bug     func(*Insights) // what a test of the tests breaks; nil: nothing
 	stop    func()
@@ -91,10 +93,16 @@ func newRig(t testing.TB, o store.Options) *rig {
 	return r
 }
 
+// start makes the next leader count.
 func (r *rig) start() {
 	r.reg = prometheus.NewRegistry()
+	st := r.st
+	if len(r.leaders) > 0 {
+		st = r.leaders[r.turn%len(r.leaders)]
+		r.turn++
+	}
 	r.in = New(Options{
-		Store: r.st, Interval: time.Second, Domain: "mesh", VIPPort: 80, Registerer: r.reg,
+		Store: st, Interval: time.Second, Domain: "mesh", VIPPort: 80, Registerer: r.reg,
 		Log: slog.New(slog.NewTextHandler(r.t.Output(), nil)),
 	})
 	if r.bug != nil {
@@ -104,7 +112,7 @@ func (r *rig) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := in.Run(ctx); err != nil && ctx.Err() == nil {
+		if err := st.Lead(ctx, "plane", "a", leaseTTL, in.Run); err != nil && ctx.Err() == nil {
 			r.t.Errorf("run: %v", err)
 		}
 	})
@@ -113,9 +121,24 @@ func (r *rig) start() {
 
 func (r *rig) close() {
 	r.stop()
-	if err := r.st.Close(); err != nil {
-		r.t.Error(err)
+	for _, st := range append(r.leaders, r.st) {
+		if err := st.Close(); err != nil {
+			r.t.Error(err)
+		}
 	}
+}
+
+// leaseTTL is the one of planes.
+const leaseTTL = 4 * time.Second
+
+// lease is of a test that calls parts of Run by itself.
+func lease(t testing.TB, st *store.Store) store.Lease {
+	t.Helper()
+	l, err := st.Acquire(t.Context(), "plane", "a", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 func (r *rig) update(ops ...store.Op) {

@@ -280,6 +280,7 @@ func TestWhatWasCountedForAnotherMeshIsNotStored(t *testing.T) {
 			r.update(putMesh(t, "m"))
 			in := New(Options{Store: r.st, Log: slog.New(slog.DiscardHandler)})
 			snap := r.st.Snapshot()
+			in.lease = lease(t, r.st)
 			in.countAll(snap)
 			r.update(store.Delete(key(resource.Mesh, "", "m")))
 			if then != nil {
