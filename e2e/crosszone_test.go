@@ -115,7 +115,7 @@ func (s *System) zonal(z *Plane, kind string, port int) *envoy.Proxy {
 		typ = "ZoneIngress"
 		networking["advertisedAddress"], networking["advertisedPort"] = "127.0.0.1", port
 	}
-	token := s.Global.token("zone", fmt.Sprintf(`{"zone":%q,"scope":[%q]}`, z.Name, kind))
+	token := s.Global.token("zone", fmt.Sprintf(`{"zone":%q,"scope":[%q]}`, z.Zone, kind))
 	o := z.options(token, object(t, map[string]any{"type": typ, "name": kind, "networking": networking}))
 	o.ProxyType, o.Traffic = kind, true
 	return z.proxy(o)

@@ -22,6 +22,7 @@ import (
 type Plane struct {
 	t                             testing.TB
 	Name                          string
+	Zone                          string // of a zone; its replicas have names of their own
 	program, Dir                  string
 	HTTP, HTTPS, Diagnostics, KDS int
 	Proxies, MADS                 int // of a zone
@@ -57,12 +58,17 @@ func newSystem(t testing.TB, bin string, zones ...string) *System {
 // newZone makes a zone of the system, and its token; it is not started. The global is running.
 func (s *System) newZone(bin, name string) *Plane {
 	z := newPlane(s.Global.t, bin, "zone", name)
+	s.admit(z)
+	return z
+}
+
+// admit gives a zone its token, and tells it where the global is.
+func (s *System) admit(z *Plane) {
 	token := filepath.Join(z.Dir, "zone-token")
-	s.Global.mint(name, token)
-	z.env = append(z.env, "MERIDIAN_ZONE_NAME="+name, "MERIDIAN_ZONE_TOKEN_FILE="+token,
+	s.Global.mint(z.Zone, token)
+	z.env = append(z.env, "MERIDIAN_ZONE_NAME="+z.Zone, "MERIDIAN_ZONE_TOKEN_FILE="+token,
 		fmt.Sprintf("MERIDIAN_ZONE_GLOBAL_ADDRESS=grpcs://localhost:%d", s.Global.KDS),
 		"MERIDIAN_ZONE_KDS_CA_FILE="+filepath.Join(s.Global.Dir, "trust", "kds-ca.crt"))
-	return z
 }
 
 // mint makes the token of a zone, as an operator on the global's host would. Further flags may follow.
@@ -90,6 +96,7 @@ func newPlane(t testing.TB, bin, kind, name string) *Plane {
 		fmt.Sprint("MERIDIAN_DIAGNOSTICS_PORT=", p.Diagnostics),
 	}
 	if kind == "zone" {
+		p.Zone = name
 		p.Proxies, p.MADS = freePort(t), freePort(t)
 		p.env = append(p.env, fmt.Sprint("MERIDIAN_DP_PORT=", p.Proxies), fmt.Sprint("MERIDIAN_MADS_PORT=", p.MADS))
 	}
@@ -134,6 +141,13 @@ func freePort(t testing.TB) int {
 // Start starts the process and waits until it is ready.
 func (p *Plane) Start() {
 	p.t.Helper()
+	p.launch()
+	p.awaitReady()
+}
+
+// launch starts the process.
+func (p *Plane) launch() {
+	p.t.Helper()
 	log, err := os.OpenFile(p.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		p.t.Fatalf("open log: %v", err)
@@ -146,6 +160,10 @@ func (p *Plane) Start() {
 	}
 	p.exited = make(chan struct{})
 	go func(cmd *exec.Cmd, exited chan struct{}) { _ = cmd.Wait(); close(exited) }(p.cmd, p.exited)
+}
+
+func (p *Plane) awaitReady() {
+	p.t.Helper()
 	p.eventually(20*time.Second, "ready", func() error {
 		select {
 		case <-p.exited:

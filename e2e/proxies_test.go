@@ -247,7 +247,7 @@ func (d sidecar) path() string     { return "/meshes/" + d.mesh + "/dataplanes/"
 // onGlobal is the path of a resource of the zone on the global.
 func (p *Plane) onGlobal(path string) string {
 	i := strings.LastIndex(path, "/") + 1
-	return path[:i] + p.Name + "." + path[i:]
+	return path[:i] + p.Zone + "." + path[i:]
 }
 
 const builtinMesh = `{"type":"Mesh","name":%q,"mtls":{"enabledBackend":"ca-1","backends":[{"name":"ca-1","type":"builtin"}]}}`

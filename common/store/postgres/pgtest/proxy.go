@@ -8,27 +8,34 @@ import (
 	"time"
 )
 
-// Proxy passes connections on to a server, until told otherwise.
+// Proxy passes connections on to a server, until told otherwise. It knows TCP, and nothing of Postgres.
 type Proxy struct {
 	listener net.Listener
-	target   string
 	done     sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
+	targets []string
+	next    int // the target whose turn it is
 	conns   map[net.Conn]struct{}
 	refuses bool
 	delay   time.Duration
 	edit    func(fromServer []byte) []byte
 }
 
-// NewProxy starts a proxy that ends with the test.
+// NewProxy starts a proxy to the server that ends with the test.
 func (s *Server) NewProxy(tb testing.TB) *Proxy {
+	tb.Helper()
+	return NewProxy(tb, s.Addr())
+}
+
+// NewProxy starts a proxy that ends with the test. Of several targets, host:port, it is what a load balancer is.
+func NewProxy(tb testing.TB, targets ...string) *Proxy {
 	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &Proxy{listener: l, target: s.Addr(), conns: map[net.Conn]struct{}{}}
+	p := &Proxy{listener: l, targets: targets, conns: map[net.Conn]struct{}{}}
 	p.done.Go(p.accept)
 	tb.Cleanup(func() {
 		_ = l.Close()
@@ -40,6 +47,16 @@ func (s *Server) NewProxy(tb testing.TB) *Proxy {
 
 // Addr is where the proxy listens.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+
+// Port is the port of that address.
+func (p *Proxy) Port() int { return p.listener.Addr().(*net.TCPAddr).Port }
+
+// Target makes new connections go to these targets in turn, past those that refuse. Connections that are there stay.
+func (p *Proxy) Target(targets ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.targets, p.next = targets, 0
+}
 
 // Cut closes every connection at once.
 func (p *Proxy) Cut() {
@@ -105,8 +122,8 @@ func (p *Proxy) serve(client net.Conn) {
 	if !p.register(client) {
 		return
 	}
-	server, err := net.Dial("tcp", p.target) //nolint:noctx // on the loopback interface it answers at once or not at all
-	if err != nil {
+	server := p.dial()
+	if server == nil {
 		return
 	}
 	defer p.forget(server)
@@ -117,6 +134,21 @@ func (p *Proxy) serve(client net.Conn) {
 	both.Go(func() { p.pass(server, client, false) })
 	both.Go(func() { p.pass(client, server, true) })
 	both.Wait()
+}
+
+// dial connects to the target whose turn it is, or to the next that answers; nil: none does.
+func (p *Proxy) dial() net.Conn {
+	p.mu.Lock()
+	targets, first := p.targets, p.next
+	p.next++
+	p.mu.Unlock()
+	for i := range targets {
+		c, err := net.Dial("tcp", targets[(first+i)%len(targets)]) //nolint:noctx // on the loopback interface it answers at once or not at all
+		if err == nil {
+			return c
+		}
+	}
+	return nil
 }
 
 func (p *Proxy) forget(c net.Conn) {
