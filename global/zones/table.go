@@ -20,7 +20,6 @@ import (
 
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
-	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -557,34 +556,6 @@ func (t *Table) Shutdown() {
 	for _, z := range t.zones {
 		t.retireLocked(z, ErrShutdown)
 	}
-}
-
-var _ server.ZoneSessions = (*Table)(nil)
-
-// Live says what is known of a zone's connection right now. ok is false for a zone that never connected to this process.
-func (t *Table) Live(snap *store.Snapshot, name string) (live server.ZoneLive, ok bool) {
-	t.mu.Lock()
-	z := t.zones[name]
-	if z == nil {
-		t.mu.Unlock()
-		return server.ZoneLive{}, false
-	}
-	live.LastAck = z.lastAck
-	if s := z.session; s != nil {
-		live.URL, live.Auth = "grpc://"+s.hello.Address, s.hello.Credential.Method
-		if s.hello.Secure {
-			live.URL = "grpcs://" + s.hello.Address
-		}
-		if stream := s.streams[GlobalToZone]; stream != nil {
-			live.Online, live.ConnectedSince = true, stream.sub.GetConnectTime().AsTime()
-		}
-	}
-	publisher := z.last
-	t.mu.Unlock()
-	if publisher != nil {
-		live.Lag = publisher.Lag(snap)
-	}
-	return live, true
 }
 
 // Connected returns the names of the zones that have a session with this process.
