@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -273,10 +272,6 @@ func (w *writer) lost(list string) ([]string, error) {
 }
 
 func TestCrashesLoseNothingAcknowledged(t *testing.T) {
-	rounds := 5
-	if n, err := strconv.Atoi(os.Getenv("MERIDIAN_STRESS_ROUNDS")); err == nil {
-		rounds = n
-	}
 	s := newSystem(t, bin, "zone-1", "zone-2")
 	g, z := s.Global, s.Zones[0]
 	z.eventually(5*time.Second, "given the default mesh", func() error { return is(z, "/meshes/default", http.StatusOK) })
@@ -314,7 +309,8 @@ func TestCrashesLoseNothingAcknowledged(t *testing.T) {
 	onGlobal := &writer{plane: g, path: "/meshes/default/traffic-permissions/%s", body: permissionBody, acked: map[string]string{}, open: map[string]bool{}}
 	onZone := &writer{plane: z, path: "/meshes/default/dataplanes/%s", body: dataplaneBody, acked: map[string]string{}, open: map[string]bool{}}
 	var load time.Duration
-	for round := range rounds {
+	many := rounds(5)
+	for round := range many {
 		stop := make(chan struct{})
 		var wg sync.WaitGroup
 		for id := range 2 {
@@ -356,7 +352,7 @@ func TestCrashesLoseNothingAcknowledged(t *testing.T) {
 	}
 	total := onGlobal.total + onZone.total
 	rate := float64(total) / load.Seconds()
-	t.Logf("%d rounds, %d acknowledged writes, %.0f a second, none lost", rounds, total, rate)
+	t.Logf("%d rounds, %d acknowledged writes, %.0f a second, none lost", many, total, rate)
 	if rate < 200 {
 		t.Errorf("only %.0f acknowledged writes a second: the load was too light to prove anything", rate)
 	}
