@@ -43,7 +43,7 @@ func newReplicas(t testing.TB, server *pgtest.Server, kind, name string, n int, 
 		ports, members = append(ports, port), append(members, "127.0.0.1:"+port)
 	}
 	r.join = []string{
-		"MERIDIAN_CLUSTER_BIND_ADDRESS=127.0.0.1", "MERIDIAN_CLUSTER_KEY_FILE=" + keys,
+		"MERIDIAN_CLUSTER_BIND_ADDRESS=127.0.0.1", "MERIDIAN_CLUSTER_PEER_PORT=0", "MERIDIAN_CLUSTER_KEY_FILE=" + keys,
 		"MERIDIAN_CLUSTER_JOIN=" + strings.Join(members, ","),
 	}
 	for i := range n {

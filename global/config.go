@@ -156,6 +156,7 @@ func (c Config) Validate() []error {
 		{"diagnostics.port", c.Diagnostics.Port},
 		{"multizone.global.kds.port", c.Multizone.Global.KDS.Port},
 		{"cluster.bindPort", c.Cluster.BindPort},
+		{"cluster.peerPort", c.Cluster.CallPort()},
 	} {
 		other, taken := ports[p.port]
 		switch {

@@ -24,6 +24,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/instance"
+	"github.com/meridian-mesh/meridian/common/peers"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/storage"
 	"github.com/meridian-mesh/meridian/common/store"
@@ -56,6 +57,7 @@ type Global struct {
 	keys        *rsakeys.Pool
 	api         *server.Server
 	cluster     *cluster.Cluster
+	peers       *peers.Peers
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
 	// startRevision is the state that the administrator's token was written from.
@@ -126,9 +128,16 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	g.cfg.Diagnostics.Port = g.diagnostics.Port()
+	g.peers, err = peers.New(ctx, peers.Options{
+		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Store: g.store,
+		Member: func(instance string) (cluster.Member, bool) { return g.cluster.Member(instance) }, Registerer: reg, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	g.cluster, err = cluster.New(cluster.Options{
-		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Plane: g.store.ID, Version: version.Get().Version, APIPort: g.cfg.API.HTTPPort,
-		Held: func() map[string][]string { return map[string][]string{cluster.Zones: g.zones.Connected()} }, Log: log,
+		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Plane: g.store.ID, Version: version.Get().Version, APIPort: g.cfg.API.HTTPPort, CallPort: g.peers.Port(),
+		Held: func() map[string][]string { return map[string][]string{cluster.Zones: g.zones.Connected()} }, Registerer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -226,6 +235,7 @@ func (g *Global) Run(ctx context.Context) error {
 		component.Component{Name: "validation", Run: g.validate}, // of what is stored; once
 		component.Component{Name: "admin token", Run: g.keepAdminToken},
 		component.Component{Name: "cluster", Run: g.cluster.Run}, // who else is there
+		component.Component{Name: "peers", Run: g.peers.Run},     // and what they ask
 		component.Component{Name: "leader", Run: g.lead},         // and what is done by one of them
 		component.Component{Name: "zones", Run: g.zones.Run},     // sessions and insights
 		component.Component{Name: "kds", Run: func(ctx context.Context) error { return g.kds.Serve(ctx, g.kdsListener) }},
@@ -256,6 +266,9 @@ func (g *Global) Close() error {
 func (g *Global) release() {
 	if g.cluster != nil {
 		_ = g.cluster.Close()
+	}
+	if g.peers != nil {
+		_ = g.peers.Close()
 	}
 	if g.diagnostics != nil {
 		_ = g.diagnostics.Close()

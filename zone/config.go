@@ -156,6 +156,7 @@ func (c Config) Validate() []error {
 		{"dpServer.port", c.DPServer.Port},
 		{"monitoringAssignmentServer.port", c.MADS.Port},
 		{"cluster.bindPort", c.Cluster.BindPort},
+		{"cluster.peerPort", c.Cluster.CallPort()},
 	} {
 		if other := taken[p.port]; other != "" && p.port > 0 {
 			errs = append(errs, fmt.Errorf("%s: %d is %s too", p.field, p.port, other))

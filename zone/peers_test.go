@@ -63,7 +63,7 @@ type event struct {
 	Text  string `json:",omitempty"`
 }
 
-type peers struct {
+type fleet struct {
 	conf   order
 	secure credentials.TransportCredentials
 
@@ -77,7 +77,7 @@ type peers struct {
 }
 
 func runPeers(in io.Reader, out io.Writer) int {
-	p := &peers{out: json.NewEncoder(out)}
+	p := &fleet{out: json.NewEncoder(out)}
 	dec := json.NewDecoder(in)
 	if err := dec.Decode(&p.conf); err != nil {
 		fmt.Fprintln(os.Stderr, "read the order:", err)
@@ -103,19 +103,19 @@ func runPeers(in io.Reader, out io.Writer) int {
 	}
 }
 
-func (p *peers) tellLocked(e event) {
+func (p *fleet) tellLocked(e event) {
 	e.At = time.Now().UnixNano()
 	_ = p.out.Encode(e)
 }
 
-func (p *peers) wrong(format string, args ...any) {
+func (p *fleet) wrong(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tellLocked(event{What: "wrong", Text: fmt.Sprintf(format, args...)})
 }
 
 // completed counts proxies that have all they are to have, or no longer.
-func (p *peers) completed(n int) {
+func (p *fleet) completed(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch p.complete += n; {
@@ -126,13 +126,13 @@ func (p *peers) completed(n int) {
 	}
 }
 
-func (p *peers) received(bytes int) {
+func (p *fleet) received(bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.bytes += int64(bytes)
 }
 
-func (p *peers) learned(address string) {
+func (p *fleet) learned(address string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if address != p.await {
@@ -144,7 +144,7 @@ func (p *peers) learned(address string) {
 }
 
 // live keeps one proxy connected.
-func (p *peers) live(ctx context.Context, who *peer) {
+func (p *fleet) live(ctx context.Context, who *peer) {
 	conn, err := grpc.NewClient(p.conf.Address, grpc.WithTransportCredentials(p.secure),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 500 * time.Millisecond, Multiplier: 1, Jitter: 0.5, MaxDelay: 500 * time.Millisecond},
@@ -170,7 +170,7 @@ func (p *peers) live(ctx context.Context, who *peer) {
 
 // life is one stream of a proxy.
 type life struct {
-	peers  *peers
+	peers  *fleet
 	who    *peer
 	stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
 

@@ -24,6 +24,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
 	"github.com/meridian-mesh/meridian/common/instance"
+	"github.com/meridian-mesh/meridian/common/peers"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
 	"github.com/meridian-mesh/meridian/common/storage"
 	"github.com/meridian-mesh/meridian/common/store"
@@ -41,6 +42,7 @@ type Zone struct {
 	upstream    *upstream.Upstream
 	api         *server.Server
 	cluster     *cluster.Cluster
+	peers       *peers.Peers
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
 	dataPlane   dataPlane
@@ -90,12 +92,19 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 	if err := z.newUpstream(ctx, reg); err != nil {
 		return nil, err
 	}
+	z.peers, err = peers.New(ctx, peers.Options{
+		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Store: z.store,
+		Member: func(instance string) (cluster.Member, bool) { return z.cluster.Member(instance) }, Registerer: reg, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	z.cluster, err = cluster.New(cluster.Options{
-		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Plane: z.store.ID, Version: version.Get().Version, APIPort: z.cfg.API.HTTPPort,
+		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Plane: z.store.ID, Version: version.Get().Version, APIPort: z.cfg.API.HTTPPort, CallPort: z.peers.Port(),
 		Held: func() map[string][]string {
 			return map[string][]string{cluster.Proxies: z.dataPlane.registry.Connected()}
 		},
-		Log: log,
+		Registerer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -219,6 +228,7 @@ func (z *Zone) Run(ctx context.Context) error {
 		{Name: "diagnostics", Run: z.diagnostics.Run},
 		{Name: "validation", Run: z.validate},      // of what is stored; once
 		{Name: "cluster", Run: z.cluster.Run},      // who else is there
+		{Name: "peers", Run: z.peers.Run},          // and what they ask
 		{Name: "leader", Run: z.lead},              // and who of them leads
 		{Name: "upstream", Run: z.upstream.Run},    // KDS session with the global, reconnecting
 		{Name: "api", Run: z.api.Run},              // operators' HTTP
@@ -258,6 +268,9 @@ func (z *Zone) Close() error {
 func (z *Zone) release() {
 	if z.cluster != nil {
 		_ = z.cluster.Close()
+	}
+	if z.peers != nil {
+		_ = z.peers.Close()
 	}
 	if z.diagnostics != nil {
 		_ = z.diagnostics.Close()

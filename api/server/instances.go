@@ -15,6 +15,7 @@ type instanceStatus struct {
 	Name          string    `json:"name" doc:"Instance id."`
 	Self          bool      `json:"self" doc:"It is the one that answers."`
 	Address       *string   `json:"address" doc:"Where the other instances hear it; null where membership is off."`
+	CallAddress   *string   `json:"callAddress" doc:"Where the other instances call it; null where membership is off."`
 	Version       string    `json:"version" doc:"Version of the program."`
 	Started       time.Time `json:"started"`
 	UptimeSeconds int64     `json:"uptimeSeconds" doc:"By the clock of the one that answers."`
@@ -52,6 +53,9 @@ func instanceStatusOf(m cluster.Member, now time.Time) instanceStatus {
 	}
 	if m.Address != "" {
 		status.Address = &m.Address
+	}
+	if m.Calls != "" {
+		status.CallAddress = &m.Calls
 	}
 	return status
 }

@@ -21,7 +21,7 @@ func TestInstancesStatusTellsWhatMembersTell(t *testing.T) {
 					{Name: "a", Self: true, Version: "1.0.0", Started: started, Lists: map[string]cluster.List{
 						cluster.Leases: {Total: 2, Names: []string{"other", PlaneLease}}, cluster.Zones: {Total: 3, Names: []string{"z1", "z2"}},
 					}},
-					{Name: "b", Address: "10.0.0.7:7946", Version: "1.1.0", Started: time.Now().Add(time.Hour)}, // its clock is ahead
+					{Name: "b", Address: "10.0.0.7:7946", Calls: "10.0.0.7:7947", Version: "1.1.0", Started: time.Now().Add(time.Hour)}, // its clock is ahead
 				}
 			}
 		})
@@ -37,11 +37,11 @@ func TestInstancesStatusTellsWhatMembersTell(t *testing.T) {
 		none := map[string]any{"total": 0.0, "names": []any{}}
 		want := []map[string]any{
 			{
-				"name": "a", "self": true, "address": nil, "version": "1.0.0", "started": started.UTC().Format(time.RFC3339), "leader": true,
+				"name": "a", "self": true, "address": nil, "callAddress": nil, "version": "1.0.0", "started": started.UTC().Format(time.RFC3339), "leader": true,
 				"zones": map[string]any{"total": 3.0, "names": []any{"z1", "z2"}}, "proxies": none,
 			},
 			{
-				"name": "b", "self": false, "address": "10.0.0.7:7946", "version": "1.1.0", "uptimeSeconds": 0.0, "leader": false,
+				"name": "b", "self": false, "address": "10.0.0.7:7946", "callAddress": "10.0.0.7:7947", "version": "1.1.0", "uptimeSeconds": 0.0, "leader": false,
 				"zones": none, "proxies": none,
 			},
 		}

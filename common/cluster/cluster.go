@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meridian-mesh/meridian/common/store"
@@ -42,7 +43,7 @@ const strangerPatience = 8 * time.Second
 // leaseTTL is how long after the death of a leader another may lead, at most.
 const leaseTTL = 4 * time.Second
 
-// Options is what a [Cluster] works with. All but APIPort, Held and Log must be set.
+// Options is what a [Cluster] works with. All but the ports, Held, Registerer and Log must be set.
 type Options struct {
 	Config Config
 	// Name is the instance id: of all replicas, only this one has it.
@@ -51,9 +52,12 @@ type Options struct {
 	Plane   func() string
 	Version string // of the program
 	APIPort int    // where this replica serves the API
+	// CallPort is where it takes the calls of the others (common/peers); 0: it does not.
+	CallPort int
 	// Held returns the names that this replica holds, by kind: 7 kinds at most. It is called often, from any goroutine.
-	Held func() map[string][]string
-	Log  *slog.Logger
+	Held       func() map[string][]string
+	Registerer prometheus.Registerer // nil: metrics are not registered
+	Log        *slog.Logger
 
 	transport memberlist.Transport // of tests; nil: sockets
 }
@@ -61,13 +65,14 @@ type Options struct {
 // Cluster is the members of the plane. Safe for concurrent use.
 type Cluster struct {
 	// Set by New, read-only after.
-	o     Options
-	log   *slog.Logger
-	self  Member              // without lists; Started tells the runs of one instance id apart
-	ring  *memberlist.Keyring // nil: no keys
-	list  *memberlist.Memberlist
-	wake  chan struct{} // cap 1, level-triggered: there may be something to tell
-	close func() error  // once
+	o       Options
+	log     *slog.Logger
+	self    Member              // without lists; Started tells the runs of one instance id apart
+	ring    *memberlist.Keyring // nil: no keys
+	list    *memberlist.Memberlist
+	wake    chan struct{} // cap 1, level-triggered: there may be something to tell
+	close   func() error  // once
+	metrics *metrics
 
 	announced string // id of the plane's store that the others were told first
 
@@ -103,6 +108,8 @@ func New(o Options) (*Cluster, error) {
 		changed: make(chan struct{}), refused: map[string]time.Time{},
 	}
 	c.close = sync.OnceValue(func() error { return nil })
+	c.metrics = newMetrics(o.Registerer)
+	c.metrics.members.Set(1)
 	if !o.Config.Enabled() {
 		return c, nil
 	}
@@ -149,7 +156,7 @@ func (c *Cluster) listen() error {
 	}
 	c.list = list
 	local := memberOf(list.LocalNode(), c.meta())
-	c.self.Address, c.self.API = local.Address, local.API
+	c.self.Address, c.self.API, c.self.Calls = local.Address, local.API, local.Calls
 	c.close = sync.OnceValue(func() error {
 		c.closed.Store(true)
 		return list.Shutdown()
@@ -158,7 +165,7 @@ func (c *Cluster) listen() error {
 }
 
 func (c *Cluster) meta() meta {
-	return meta{Plane: c.o.Plane(), Version: c.o.Version, Started: c.self.Started, APIPort: c.o.APIPort}
+	return meta{Plane: c.o.Plane(), Version: c.o.Version, Started: c.self.Started, APIPort: c.o.APIPort, CallPort: c.o.CallPort}
 }
 
 // Run joins the others and tells them what this replica holds, until ctx ends. Then it leaves, so that nobody has to find out.
@@ -200,6 +207,17 @@ func (c *Cluster) Members() []Member {
 	}
 	slices.SortFunc(all, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
 	return all
+}
+
+// Member returns an instance that is there, without its lists.
+func (c *Cluster) Member(instance string) (m Member, there bool) {
+	if instance == c.o.Name {
+		return c.self, true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, there = c.others[instance]
+	return m, there
 }
 
 // Gone says whether a replica of this plane is there no more, as far as is known here: a member that left or was found dead, and
@@ -250,6 +268,7 @@ func (c *Cluster) changedLocked() {
 
 // Lead runs fn while this process leads under the lease of a name, as [store.Store.Lead] does, and tells the members.
 func (c *Cluster) Lead(ctx context.Context, s *store.Store, name string, fn func(ctx context.Context, l store.Lease) error) error {
+	c.metrics.leading.WithLabelValues(name).Set(0)
 	return s.Lead(ctx, name, c.o.Name, leaseTTL, func(ctx context.Context, l store.Lease) error {
 		c.log.InfoContext(ctx, "leading", "lease", name, "epoch", l.Epoch)
 		c.setLease(name, true)
@@ -266,8 +285,10 @@ func (c *Cluster) setLease(name string, has bool) {
 	defer c.mu.Unlock()
 	if has {
 		c.leases[name] = struct{}{}
+		c.metrics.leading.WithLabelValues(name).Set(1)
 	} else {
 		delete(c.leases, name)
+		c.metrics.leading.WithLabelValues(name).Set(0)
 	}
 	c.wakeTell()
 }

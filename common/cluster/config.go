@@ -18,14 +18,23 @@ type Config struct {
 	BindPort         int      `yaml:"bindPort" env:"MERIDIAN_CLUSTER_BIND_PORT" doc:"port of that address, 0-65535; 0 takes any free port, -1 switches membership off: this plane has one replica"`
 	AdvertiseAddress string   `yaml:"advertiseAddress" env:"MERIDIAN_CLUSTER_ADVERTISE_ADDRESS" doc:"IP address at which the others reach this replica; empty means bindAddress, or a private address of this host where that is all interfaces"`
 	Join             []string `yaml:"join" env:"MERIDIAN_CLUSTER_JOIN" doc:"where other replicas may be: IP addresses, or DNS names of which all addresses are tried, with :port or bindPort; may name this replica too, and those that are not there yet"`
+	PeerPort         int      `yaml:"peerPort" env:"MERIDIAN_CLUSTER_PEER_PORT" doc:"port of bindAddress at which the other replicas call this one, by TCP with mutual TLS, 0-65535; 0 takes any free port; not used while bindPort is -1"`
 	KeyFile          string   `yaml:"keyFile" env:"MERIDIAN_CLUSTER_KEY_FILE" doc:"file with the keys of what replicas tell each other, one a line: 16, 24 or 32 random bytes in base64; the first encrypts, all decrypt; read anew every few seconds, so that replacing it rotates the key"`
 }
 
 // Default returns the documented defaults.
-func Default() Config { return Config{BindPort: -1} }
+func Default() Config { return Config{BindPort: -1, PeerPort: 7947} }
 
 // Enabled says whether there may be other replicas.
 func (c Config) Enabled() bool { return c.BindPort >= 0 }
+
+// CallPort is PeerPort where it is used, else -1.
+func (c Config) CallPort() int {
+	if !c.Enabled() {
+		return -1
+	}
+	return c.PeerPort
+}
 
 // Validate returns every problem of c, each starting with the field's name in the file.
 func (c Config) Validate() []error {
@@ -33,6 +42,9 @@ func (c Config) Validate() []error {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.BindPort < -1 || c.BindPort > 65535 {
 		bad("bindPort: %d is not in -1-65535", c.BindPort)
+	}
+	if c.PeerPort < 0 || c.PeerPort > 65535 {
+		bad("peerPort: %d is not in 0-65535", c.PeerPort)
 	}
 	ip := net.ParseIP(c.BindAddress)
 	if c.BindAddress != "" && ip == nil {

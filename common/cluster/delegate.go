@@ -62,6 +62,7 @@ func (c *Cluster) check(n *memberlist.Node) error {
 	if err == nil {
 		return nil
 	}
+	c.metrics.refused.Inc()
 	if c.firstRefusal(n.Name + " " + n.Address()) {
 		c.log.Error("member refused", "member", n.Name, "address", n.Address(), "err", err)
 	}
@@ -112,6 +113,7 @@ func (c *Cluster) put(n *memberlist.Node) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.others[n.Name] = memberOf(n, m)
+	c.metrics.members.Set(float64(1 + len(c.others)))
 	delete(c.absent, n.Name)
 	if h, ok := c.held[n.Name]; ok && !h.Started.Equal(m.Started) {
 		delete(c.held, n.Name)
@@ -126,6 +128,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	if n.Name == d.c.o.Name {
 		return
 	}
+	d.c.metrics.departures.Inc()
 	d.c.remove(n.Name)
 	d.c.log.Info("member is gone", "member", n.Name, "address", n.Address())
 }
@@ -134,6 +137,7 @@ func (c *Cluster) remove(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.others, name)
+	c.metrics.members.Set(float64(1 + len(c.others)))
 	delete(c.held, name)
 	c.absent[name] = time.Now()
 	c.changedLocked()

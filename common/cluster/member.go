@@ -18,6 +18,7 @@ type Member struct {
 	Self bool   // it is this process
 	// Address is where it is heard by the other replicas; empty where membership is off. API is where it serves the API.
 	Address, API string
+	Calls        string // where it takes the calls of the other replicas (common/peers); empty: it does not
 	Version      string // of the program
 	Started      time.Time
 	// Lists are what it holds, by kind. Shared between readers.
@@ -49,6 +50,8 @@ type meta struct {
 	Version string    `json:"version"`
 	Started time.Time `json:"started"` // tells the runs of one instance id apart
 	APIPort int       `json:"apiPort,omitempty"`
+	// CallPort is where it takes calls.
+	CallPort int `json:"callPort,omitempty"`
 }
 
 func (m meta) encode() ([]byte, error) {
@@ -73,6 +76,9 @@ func memberOf(n *memberlist.Node, m meta) Member {
 	out := Member{Name: n.Name, Address: n.Address(), Version: m.Version, Started: m.Started}
 	if m.APIPort > 0 {
 		out.API = net.JoinHostPort(n.Addr.String(), strconv.Itoa(m.APIPort))
+	}
+	if m.CallPort > 0 {
+		out.Calls = net.JoinHostPort(n.Addr.String(), strconv.Itoa(m.CallPort))
 	}
 	return out
 }

@@ -8,6 +8,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/memberlist"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // replica is one member on a network in memory.
@@ -37,7 +41,7 @@ func startOn(t *testing.T, n *network, name, address string, change func(*Option
 	r := &replica{address: address}
 	o := Options{
 		Config: Config{BindAddress: "127.0.0.1", BindPort: 7946, Join: []string{"10.0.0.1:7946", "10.0.0.2:7946", "10.0.0.3:7946"}},
-		Name:   name, Plane: func() string { return "plane-1" }, Version: "1.0.0", APIPort: 5681,
+		Name:   name, Plane: func() string { return "plane-1" }, Version: "1.0.0", APIPort: 5681, CallPort: 7947,
 		Held: func() map[string][]string { r.mu.Lock(); defer r.mu.Unlock(); return r.held },
 	}
 	if change != nil {
@@ -87,7 +91,7 @@ func TestMembersLearnWhatOthersHold(t *testing.T) {
 			return holds("a", Zones, "zone-2")(all) && !holds("a", Zones, "zone-1")(all)
 		})
 		for _, m := range c.Members() {
-			if want := m.Name == "c"; m.Self != want || m.Version != "1.0.0" || m.Started.IsZero() || !strings.HasSuffix(m.API, ":5681") {
+			if want := m.Name == "c"; m.Self != want || m.Version != "1.0.0" || m.Started.IsZero() || !strings.HasSuffix(m.API, ":5681") || !strings.HasSuffix(m.Calls, ":7947") {
 				t.Errorf("member: %+v", m)
 			}
 		}
@@ -233,5 +237,35 @@ func TestARestoredDatabaseKeepsTheMembersTogether(t *testing.T) {
 		}
 		c := startOn(t, n, "c", "10.0.0.3:7946", func(o *Options) { o.Plane = func() string { return "after" } })
 		wants(t, c.Cluster, time.Minute, "let in", names("a", "b", "c"))
+	})
+}
+
+func TestMembershipIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		a, b, c := three(t, n)
+		want := func(m prometheus.Collector, what string, want float64) {
+			t.Helper()
+			if got := testutil.ToFloat64(m); got != want {
+				t.Errorf("%s: %g, not %g", what, got, want)
+			}
+		}
+		want(a.metrics.members, "members", 3)
+		want(a.metrics.departures, "departures", 0)
+		n.part(a.address, c.address, true)
+		n.part(b.address, c.address, true)
+		wants(t, a.Cluster, time.Minute, "noticed", names("a", "b"))
+		b.stop()
+		wants(t, a.Cluster, time.Minute, "noticed", names("a"))
+		want(a.metrics.members, "members", 1)
+		want(a.metrics.departures, "departures", 2)
+		a.setLease("plane", true)
+		want(a.metrics.leading.WithLabelValues("plane"), "leading", 1)
+		a.setLease("plane", false)
+		want(a.metrics.leading.WithLabelValues("plane"), "leading", 0)
+		if err := a.check(&memberlist.Node{Name: "stranger", Meta: []byte(`{"plane":"another"}`)}); err == nil {
+			t.Error("a stranger is let in")
+		}
+		want(a.metrics.refused, "refused", 1)
 	})
 }

@@ -213,7 +213,7 @@ func TestKeysAreReplacedWithoutAGap(t *testing.T) {
 // The version that comes next tells more of itself, and holds lists of kinds that are unknown here.
 func TestTheNextVersionIsUnderstood(t *testing.T) {
 	var doc map[string]any
-	b, err := meta{Plane: "p", Version: "1", Started: time.Now(), APIPort: 5681}.encode()
+	b, err := meta{Plane: "p", Version: "1", Started: time.Now(), APIPort: 5681, CallPort: 7947}.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestTheNextVersionIsUnderstood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m, err := decodeMeta(b); err != nil || m.Plane != "p" || m.APIPort != 5681 || m.Version != "1" {
+	if m, err := decodeMeta(b); err != nil || m.Plane != "p" || m.APIPort != 5681 || m.CallPort != 7947 || m.Version != "1" {
 		t.Errorf("%+v, %v", m, err)
 	}
 	a := start(t, "a", "plane-1", "")
@@ -288,8 +288,8 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 		"an address without key":  {Config{BindAddress: "10.0.0.1", BindPort: 7946}, []string{"keyFile: must be set"}},
 		"join without membership": {Config{BindPort: -1, Join: []string{"a"}}, []string{"join: there is nobody"}},
 		"all of it": {
-			Config{BindAddress: "x", BindPort: 70000, AdvertiseAddress: "y", Join: []string{"ok", "a:b", ":1", "a b"}},
-			[]string{"bindPort: 70000", "bindAddress: \"x\"", "advertiseAddress: \"y\"", "join[0]", "join[1]: \"a:b\"", "join[2]", "join[3]", "keyFile"},
+			Config{BindAddress: "x", BindPort: 70000, PeerPort: -1, AdvertiseAddress: "y", Join: []string{"ok", "a:b", ":1", "a b"}},
+			[]string{"bindPort: 70000", "peerPort: -1", "bindAddress: \"x\"", "advertiseAddress: \"y\"", "join[0]", "join[1]: \"a:b\"", "join[2]", "join[3]", "keyFile"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
