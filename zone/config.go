@@ -3,7 +3,6 @@ package zone
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/meridian-mesh/meridian/api/resource"
@@ -21,6 +20,7 @@ import (
 	"github.com/meridian-mesh/meridian/zone/mads"
 	"github.com/meridian-mesh/meridian/zone/mtls"
 	"github.com/meridian-mesh/meridian/zone/proxies"
+	"github.com/meridian-mesh/meridian/zone/upstream"
 )
 
 // Config is everything that can be set on a zone control plane. Its keys are those of the file and of GET /config;
@@ -79,7 +79,7 @@ type Multizone struct {
 // MultizoneZone is the section multizone.zone.
 type MultizoneZone struct {
 	Name          string `yaml:"name" env:"MERIDIAN_ZONE_NAME" doc:"name of this zone, one DNS label; must be set, and differ from every other zone's"`
-	GlobalAddress string `yaml:"globalAddress" env:"MERIDIAN_ZONE_GLOBAL_ADDRESS" doc:"where the global control plane listens for zones: grpcs://host:port, or grpc://host:port for plain text; must be set"`
+	GlobalAddress string `yaml:"globalAddress" env:"MERIDIAN_ZONE_GLOBAL_ADDRESS" doc:"where the global control plane listens for zones: grpcs://host:port, or grpc://host:port for plain text; several, separated by commas, are tried in random order, with all addresses of each name, until one answers; must be set"`
 	AcceptGlobal  string `yaml:"acceptGlobal" env:"MERIDIAN_ZONE_ACCEPT_GLOBAL" doc:"cluster id of the one global to take resources from; empty means the one met first"`
 	// TokenFile and Token are what the zone presents to the global.
 	TokenFile string        `yaml:"tokenFile" env:"MERIDIAN_ZONE_TOKEN_FILE" doc:"file with the zone token of scope cp that this zone presents to the global; it may appear later than the zone and is read anew for every call, so that replacing it rotates the token"`
@@ -188,10 +188,10 @@ func (z MultizoneZone) Validate() []error {
 	if z.GlobalAddress == "" {
 		return append(errs, errors.New("globalAddress: must be set (MERIDIAN_ZONE_GLOBAL_ADDRESS)"))
 	}
-	u, err := url.Parse(z.GlobalAddress)
-	if err != nil || u.Scheme != "grpcs" && u.Scheme != "grpc" || u.Hostname() == "" || u.Port() == "" || *u != (url.URL{Scheme: u.Scheme, Host: u.Host}) {
-		errs = append(errs, fmt.Errorf("globalAddress: %q is not grpcs://host:port or grpc://host:port", z.GlobalAddress))
-	} else if u.Scheme == "grpc" && (z.KDS.CAFile != "" || z.KDS.TLSSkipVerify) {
+	_, plain, err := upstream.ParseAddresses(z.GlobalAddress)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("globalAddress: %w", err))
+	} else if plain && (z.KDS.CAFile != "" || z.KDS.TLSSkipVerify) {
 		errs = append(errs, fmt.Errorf("globalAddress: %q is plain text, but kds.caFile or kds.tlsSkipVerify is set", z.GlobalAddress))
 	}
 	return errs

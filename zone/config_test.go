@@ -42,6 +42,10 @@ func TestConfig(t *testing.T) {
 		{"an address with a path", func(c *zone.Config) { c.Multizone.Zone.GlobalAddress = "grpcs://global:5685/kds" }, []string{
 			`multizone.zone.globalAddress: "grpcs://global:5685/kds" is not grpcs://host:port or grpc://host:port`,
 		}},
+		{"several addresses", func(c *zone.Config) { c.Multizone.Zone.GlobalAddress = "grpcs://g1:5685,grpcs://g2:5685" }, nil},
+		{"one of several addresses without a port", func(c *zone.Config) { c.Multizone.Zone.GlobalAddress = "grpcs://g1:5685,grpcs://g2" }, []string{
+			`multizone.zone.globalAddress: "grpcs://g2" is not grpcs://host:port or grpc://host:port`,
+		}},
 		{"plain text with a CA", func(c *zone.Config) {
 			c.Multizone.Zone.GlobalAddress, c.Multizone.Zone.KDS.CAFile = "grpc://global:5685", "ca.crt"
 		}, []string{

@@ -141,13 +141,9 @@ func (z *Zone) listenAPI(reg prometheus.Registerer) error {
 
 func (z *Zone) newUpstream(ctx context.Context, reg prometheus.Registerer) error {
 	m := z.cfg.Multizone.Zone
-	target, plain, err := upstream.ParseAddress(m.GlobalAddress)
+	_, plain, err := upstream.ParseAddresses(m.GlobalAddress)
 	if err != nil {
-		return fmt.Errorf("global address %q: %w", m.GlobalAddress, err)
-	}
-	host, _, err := net.SplitHostPort(target)
-	if err != nil {
-		return fmt.Errorf("global address %q: %w", m.GlobalAddress, err)
+		return fmt.Errorf("global address: %w", err)
 	}
 	switch {
 	case plain:
@@ -171,8 +167,8 @@ func (z *Zone) newUpstream(ctx context.Context, reg prometheus.Registerer) error
 		Version:         kds.Version{Version: version.KDS, GitTag: build.Version, GitCommit: build.Commit, BuildDate: build.Date},
 		EffectiveConfig: func() string { return string(effective) },
 		Store:           z.store,
-		Credentials: func() (credentials.TransportCredentials, error) {
-			cfg, err := tlsconf.ClientConfig{ServerName: host, CAFile: m.KDS.CAFile, SkipVerify: m.KDS.TLSSkipVerify}.TLS()
+		Credentials: func(serverName string) (credentials.TransportCredentials, error) {
+			cfg, err := tlsconf.ClientConfig{ServerName: serverName, CAFile: m.KDS.CAFile, SkipVerify: m.KDS.TLSSkipVerify}.TLS()
 			if err != nil {
 				return nil, err
 			}

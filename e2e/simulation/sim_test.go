@@ -305,7 +305,7 @@ func (z *zonePlane) start(t testing.TB) {
 	z.registry = prometheus.NewRegistry() // a new process counts from nothing
 	z.up, err = upstream.New(upstream.Options{
 		Config: upstream.Config{
-			Zone: z.name, Address: "grpc://passthrough:1", AcceptGlobal: z.accept, MaxMessageBytes: z.maxMessageBytes,
+			Zone: z.name, Address: "grpc://127.0.0.1:1", AcceptGlobal: z.accept, MaxMessageBytes: z.maxMessageBytes,
 			HealthCheckInterval: z.healthInterval, HealthCheckTimeout: 5 * time.Second, AckTimeout: z.ackTimeout, InsightInterval: time.Second,
 			Keepalive: 15 * time.Second, ReconnectBase: 250 * time.Millisecond, ReconnectMax: 10 * time.Second,
 		},

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/encoding/gzip" // what a global may answer in
@@ -36,7 +36,7 @@ import (
 // Config tunes the connection. Durations and sizes must be positive.
 type Config struct {
 	Zone string
-	// Address is grpcs://host:port, or grpc://host:port for plain text.
+	// Address is where the global is: grpcs://host:port, or grpc://host:port for plain text; several are separated by commas.
 	Address             string
 	AcceptGlobal        string // cluster id of the one global to accept; empty: the first one met
 	MaxMessageBytes     int
@@ -57,8 +57,9 @@ type Options struct {
 	// EffectiveConfig is what the global shows as the zone's configuration.
 	EffectiveConfig func() string
 	Store           *store.Store
-	// Credentials are made anew for each connection, so that a CA file may appear or change. Nil with a grpc:// address.
-	Credentials func() (credentials.TransportCredentials, error)
+	// Credentials are those for a server of a name or IP address. They are made anew for each connection, so that a CA file may
+	// appear or change. Nil with a grpc:// address.
+	Credentials func(serverName string) (credentials.TransportCredentials, error)
 	// Token gives the zone token that goes with every call; it is asked at each, so that the token may change. Nil: none.
 	Token func() (config.Secret, error)
 	// Proxies answers what the global asks about proxies; nil: no proxy can be asked.
@@ -73,7 +74,7 @@ type Options struct {
 // Upstream is the zone's side of KDS.
 type Upstream struct {
 	o       Options
-	target  string
+	targets []string
 	plain   bool
 	encoder *kds.Encoder
 	online  atomic.Bool
@@ -81,28 +82,14 @@ type Upstream struct {
 	foreign prometheus.Gauge
 }
 
-// ParseAddress checks a global's address and returns its host:port and whether it is plain text.
-func ParseAddress(address string) (target string, plain bool, err error) {
-	u, err := url.Parse(address)
-	switch {
-	case err != nil:
-		return "", false, fmt.Errorf("not a URL: %w", err)
-	case u.Scheme != "grpc" && u.Scheme != "grpcs":
-		return "", false, fmt.Errorf("scheme must be grpcs or grpc, not %q", u.Scheme)
-	case u.Hostname() == "" || u.Port() == "":
-		return "", false, errors.New("host and port are required: grpcs://host:port")
-	}
-	return u.Host, u.Scheme == "grpc", nil
-}
-
 // New returns an upstream that is not connected yet.
 func New(o Options) (*Upstream, error) {
-	target, plain, err := ParseAddress(o.Config.Address)
+	targets, plain, err := ParseAddresses(o.Config.Address)
 	if err != nil {
-		return nil, fmt.Errorf("global address %q: %w", o.Config.Address, err)
+		return nil, fmt.Errorf("global address: %w", err)
 	}
 	u := &Upstream{
-		o: o, target: target, plain: plain, encoder: kds.NewEncoder(),
+		o: o, targets: targets, plain: plain, encoder: kds.NewEncoder(),
 		gauge: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "meridian", Subsystem: "upstream", Name: "connected", Help: "1 while the zone receives from its global.",
 		}),
@@ -142,12 +129,10 @@ func (u *Upstream) Run(ctx context.Context) error {
 func (u *Upstream) connect(ctx context.Context) error {
 	creds := insecure.NewCredentials()
 	if !u.plain {
-		var err error
-		if creds, err = u.o.Credentials(); err != nil {
-			return fmt.Errorf("prepare TLS: %w", err)
-		}
+		creds = newPerName(u.o.Credentials)
 	}
-	opts := append([]grpc.DialOption{
+	target, opts := anyOf(u.targets)
+	opts = append(opts,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(u.o.Config.MaxMessageBytes), grpc.MaxCallSendMsgSize(u.o.Config.MaxMessageBytes), grpc.WaitForReady(true)),
@@ -157,13 +142,14 @@ func (u *Upstream) connect(ctx context.Context) error {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithIdleTimeout(0),
-	}, u.o.Dial...)
+	)
+	opts = append(opts, u.o.Dial...)
 	if u.o.Token != nil {
 		opts = append(opts, grpc.WithPerRPCCredentials(zoneToken{u.o.Token, !u.plain}))
 	}
-	conn, err := grpc.NewClient(u.target, opts...)
+	conn, err := grpc.NewClient(target, opts...)
 	if err != nil {
-		return fmt.Errorf("dial %s: %w", u.target, err)
+		return fmt.Errorf("dial %s: %w", u.o.Config.Address, err)
 	}
 	var readers sync.WaitGroup
 	defer readers.Wait()
@@ -190,6 +176,7 @@ func (u *Upstream) connect(ctx context.Context) error {
 		return u.supervise(ctx, kds.Up.String(), func(ctx context.Context) error { return u.send(ctx, client, &readers) })
 	})
 	u.superviseAdmin(ctx, g, admin)
+	g.Go(func() error { return untilGone(ctx, conn) })
 	g.Go(func() error {
 		select {
 		case <-stopping:
@@ -200,6 +187,22 @@ func (u *Upstream) connect(ctx context.Context) error {
 		}
 	})
 	return g.Wait()
+}
+
+// errGone ends what was on a connection that the global has closed, or wants to close, or that broke.
+var errGone = errors.New("the connection is over")
+
+// untilGone returns when the connection, once it was there, is no more. grpc would make another, perhaps to another replica of the
+// global; but a session is the streams of one connection, and a new session draws lots among all addresses, looked up anew.
+func untilGone(ctx context.Context, conn *grpc.ClientConn) error {
+	state := conn.GetState()
+	for conn.WaitForStateChange(ctx, state) {
+		if state == connectivity.Ready {
+			return errGone
+		}
+		state = conn.GetState()
+	}
+	return ctx.Err()
 }
 
 // errStopping ends a connection because the zone stops.

@@ -26,35 +26,6 @@ import (
 	"github.com/meridian-mesh/meridian/sync/kds"
 )
 
-func TestParseAddress(t *testing.T) {
-	for _, tt := range []struct {
-		address, target string
-		plain           bool
-		wrong           string // part of the error
-	}{
-		{address: "grpcs://global:5685", target: "global:5685"},
-		{address: "grpc://10.0.0.1:5685", target: "10.0.0.1:5685", plain: true},
-		{address: "grpcs://[::1]:5685", target: "[::1]:5685"},
-		{address: "https://global:5685", wrong: `scheme must be grpcs or grpc, not "https"`},
-		{address: "global:5685", wrong: "scheme"},
-		{address: "grpcs://global", wrong: "host and port"},
-		{address: "grpcs://:5685", wrong: "host and port"},
-		{address: "", wrong: "scheme"},
-		{address: "grpcs://a b:1", wrong: "not a URL"},
-	} {
-		target, plain, err := ParseAddress(tt.address)
-		if tt.wrong != "" {
-			if err == nil || !strings.Contains(err.Error(), tt.wrong) {
-				t.Errorf("ParseAddress(%q): %v, want an error with %q", tt.address, err, tt.wrong)
-			}
-			continue
-		}
-		if err != nil || target != tt.target || plain != tt.plain {
-			t.Errorf("ParseAddress(%q) = %q, %v, %v", tt.address, target, plain, err)
-		}
-	}
-}
-
 func TestRetryBacksOffWithJitterAndForgivesARunThatLasted(t *testing.T) {
 	r := &retry{base: time.Millisecond, limit: 8 * time.Millisecond, next: time.Millisecond}
 	var grown []time.Duration
@@ -171,11 +142,11 @@ func hold[S any](ctx context.Context, to chan<- S, s S, end <-chan struct{}) err
 	return nil
 }
 
-// connect runs a zone against g until the test ends.
-func connect(t *testing.T, g *global, change func(*Options)) (*Upstream, *store.Store) {
+// listen serves g until stop is called or the test ends, at the host:port that is returned.
+func (g *global) listen(t *testing.T, opts ...grpc.ServerOption) (address string, stop func()) {
 	t.Helper()
 	g.calls = map[string]int{}
-	server := grpc.NewServer()
+	server := grpc.NewServer(opts...)
 	meshv1.RegisterKDSSyncServiceServer(server, g)
 	meshv1.RegisterGlobalKDSServiceServer(server, g)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -184,13 +155,32 @@ func connect(t *testing.T, g *global, change func(*Options)) (*Upstream, *store.
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
+	stop = sync.OnceFunc(func() {
+		server.Stop()
+		wg.Wait()
+	})
+	t.Cleanup(stop)
+	return l.Addr().String(), stop
+}
+
+// connect runs a zone against g until the test ends.
+func connect(t *testing.T, g *global, change func(*Options)) (*Upstream, *store.Store) {
+	t.Helper()
+	address, _ := g.listen(t)
+	u, st, _ := start(t, "grpc://"+address, change)
+	return u, st
+}
+
+// start runs a zone until stop is called or the test ends.
+func start(t *testing.T, address string, change func(*Options)) (u *Upstream, st *store.Store, stop func()) {
+	t.Helper()
 	st, err := store.Open(t.Context(), memory.New(), store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := Options{
 		Config: Config{
-			Zone: "zone-1", Address: "grpc://" + l.Addr().String(), MaxMessageBytes: 1 << 20,
+			Zone: "zone-1", Address: address, MaxMessageBytes: 1 << 20,
 			HealthCheckInterval: time.Millisecond, HealthCheckTimeout: time.Second, AckTimeout: time.Second,
 			InsightInterval: time.Second, Keepalive: 15 * time.Second, ReconnectBase: time.Millisecond, ReconnectMax: 5 * time.Millisecond,
 		},
@@ -200,25 +190,26 @@ func connect(t *testing.T, g *global, change func(*Options)) (*Upstream, *store.
 	if change != nil {
 		change(&o)
 	}
-	u, err := New(o)
+	u, err = New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := u.Run(ctx); err != nil {
 			t.Errorf("run: %v", err)
 		}
 	})
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
-		server.Stop()
 		wg.Wait()
 		if err := st.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return u, st
+	t.Cleanup(stop)
+	return u, st, stop
 }
 
 // eventually waits for something another goroutine or the kernel does.
@@ -332,7 +323,7 @@ func TestCredentialsAreMadeForEachConnection(t *testing.T) {
 	asked := 0
 	u, _ := connect(t, g, func(o *Options) {
 		o.Config.Address = strings.Replace(o.Config.Address, "grpc:", "grpcs:", 1)
-		o.Credentials = func() (credentials.TransportCredentials, error) {
+		o.Credentials = func(string) (credentials.TransportCredentials, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			asked++
