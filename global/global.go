@@ -34,6 +34,7 @@ import (
 	"github.com/meridian-mesh/meridian/global/insights"
 	"github.com/meridian-mesh/meridian/global/kdsserver"
 	"github.com/meridian-mesh/meridian/global/zones"
+	"github.com/meridian-mesh/meridian/sync/forward"
 	"github.com/meridian-mesh/meridian/sync/kds"
 )
 
@@ -107,9 +108,18 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 	if err != nil {
 		return nil, err
 	}
-	g.proxies = admin.New(admin.Options{
-		Config: k.Proxies, Store: g.store, Zones: g.zones, Registerer: reg, Log: log.With("component", "proxies"),
+	g.peers, err = peers.New(ctx, peers.Options{
+		Config: cfg.Cluster, Name: cfg.General.InstanceID, Store: g.store,
+		Member: func(instance string) (cluster.Member, bool) { return g.cluster.Member(instance) }, Registerer: reg, Log: log,
 	})
+	if err != nil {
+		return nil, err
+	}
+	g.proxies = admin.New(admin.Options{
+		Config: k.Proxies, Store: g.store, Zones: g.zones, Instance: cfg.General.InstanceID, Peers: g.peers,
+		Registerer: reg, Log: log.With("component", "proxies"),
+	})
+	g.peers.Handle(forward.Call, forward.Handler(g.proxies.AskHere))
 	g.insights = insights.New(insights.Options{
 		Store: g.store, Interval: cfg.Metrics.Mesh.MinResyncTimeout,
 		Domain: cfg.DNSServer.Domain, VIPPort: cfg.DNSServer.ServiceVIPPort,
@@ -128,13 +138,6 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	g.cfg.Diagnostics.Port = g.diagnostics.Port()
-	g.peers, err = peers.New(ctx, peers.Options{
-		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Store: g.store,
-		Member: func(instance string) (cluster.Member, bool) { return g.cluster.Member(instance) }, Registerer: reg, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
 	g.cluster, err = cluster.New(cluster.Options{
 		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Plane: g.store.ID, Version: version.Get().Version, APIPort: g.cfg.API.HTTPPort, CallPort: g.peers.Port(),
 		Held: func() map[string][]string { return map[string][]string{cluster.Zones: g.zones.Connected()} }, Registerer: reg, Log: log,

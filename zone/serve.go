@@ -10,7 +10,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
-	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/api/tokens"
 	"github.com/meridian-mesh/meridian/zone/admin"
 	"github.com/meridian-mesh/meridian/zone/bootstrap"
@@ -100,16 +99,6 @@ func (z *Zone) newDataPlane(ctx context.Context, reg prometheus.Registerer) erro
 	}
 	cfg.MADS.Port = portOf(d.mads.Addr())
 	return nil
-}
-
-// inspection answers what the API asks about proxies. The API is made before what answers, and serves nothing until all is made.
-type inspection struct{ *dataPlane }
-
-func (i inspection) Ask(ctx context.Context, q server.ProxyQuestion) ([]byte, error) {
-	if q.View == server.ViewExplain {
-		return i.explainer.Ask(ctx, q)
-	}
-	return i.asker.Ask(ctx, q)
 }
 
 // publisher is the server that the reconciler publishes to, which is made after it.

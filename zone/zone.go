@@ -30,6 +30,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/tlsconf"
 	"github.com/meridian-mesh/meridian/common/version"
+	"github.com/meridian-mesh/meridian/sync/forward"
 	"github.com/meridian-mesh/meridian/sync/kds"
 	"github.com/meridian-mesh/meridian/zone/upstream"
 )
@@ -76,6 +77,14 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 	if err != nil {
 		return nil, err
 	}
+	z.peers, err = peers.New(ctx, peers.Options{
+		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Store: z.store,
+		Member: func(instance string) (cluster.Member, bool) { return z.cluster.Member(instance) }, Registerer: reg, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	z.peers.Handle(forward.Call, forward.Handler(z.inspection().AskHere))
 	if err := z.listenAPI(reg); err != nil {
 		return nil, err
 	}
@@ -90,13 +99,6 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 		return nil, err
 	}
 	if err := z.newUpstream(ctx, reg); err != nil {
-		return nil, err
-	}
-	z.peers, err = peers.New(ctx, peers.Options{
-		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Store: z.store,
-		Member: func(instance string) (cluster.Member, bool) { return z.cluster.Member(instance) }, Registerer: reg, Log: log,
-	})
-	if err != nil {
 		return nil, err
 	}
 	z.cluster, err = cluster.New(cluster.Options{
@@ -120,7 +122,7 @@ func (z *Zone) listenAPI(reg prometheus.Registerer) error {
 		EffectiveConfig: func() ([]byte, error) { return config.Effective(z.cfg) },
 		Instances:       func() []cluster.Member { return z.cluster.Members() },
 		DNSDomain:       z.cfg.DNSServer.Domain, ServiceVIPPort: z.cfg.DNSServer.ServiceVIPPort,
-		Proxies: inspection{&z.dataPlane}, Registerer: reg, Log: z.log,
+		Proxies: z.inspection(), Registerer: reg, Log: z.log,
 	}
 	if a.HTTPSPort >= 0 {
 		var err error
@@ -175,7 +177,7 @@ func (z *Zone) newUpstream(ctx context.Context, reg prometheus.Registerer) error
 			return credentials.NewTLS(cfg), nil
 		},
 		Token:      zoneToken(m),
-		Proxies:    inspection{&z.dataPlane}, // for those who ask the global
+		Proxies:    z.inspection(), // for those who ask the global
 		Registerer: reg, Metrics: kds.NewMetrics(reg), Log: z.log.With("component", "upstream"),
 	})
 	return err

@@ -17,6 +17,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/global/zones"
+	"github.com/meridian-mesh/meridian/sync/forward"
 	"github.com/meridian-mesh/meridian/sync/kds"
 )
 
@@ -26,6 +27,9 @@ type Options struct {
 	Store  *store.Store
 	// Zones tells whether a zone is online, and what it has said of itself.
 	Zones server.ZoneSessions
+	// Instance is the id of this replica of the plane, Peers the others: a zone has its streams with one of them. nil: there are none.
+	Instance string
+	Peers    forward.Peers
 	// Registerer takes the metrics; nil: none are exported.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
@@ -74,7 +78,7 @@ func (r *Registry) close(l *link) {
 	close(l.over)
 }
 
-// Ask implements [server.Proxies].
+// Ask implements [server.Proxies]. Where another replica of this plane has the zone's session, that one asks the zone.
 func (r *Registry) Ask(ctx context.Context, q server.ProxyQuestion) (body []byte, err error) {
 	began := time.Now()
 	r.metrics.inFlight.Inc()
@@ -82,14 +86,53 @@ func (r *Registry) Ask(ctx context.Context, q server.ProxyQuestion) (body []byte
 		r.metrics.inFlight.Dec()
 		r.metrics.observe(q.View, outcome(ctx, err), time.Since(began))
 	}()
-	k, ok := kinds[q.View]
-	if !ok {
-		return nil, fail(server.AskInvalid, "%q is not a view of proxies", q.View)
-	}
-	zone, name, err := r.locate(q)
+	k, zone, name, err := r.understand(q)
 	if err != nil {
 		return nil, err
 	}
+	if instance := r.holder(zone, k); instance != r.o.Instance {
+		return forward.Ask(ctx, r.o.Peers, instance, fmt.Sprintf("zone %q is connected", zone), r.o.Config.Timeout, q)
+	}
+	return r.askZone(ctx, k, zone, name, q)
+}
+
+// AskHere answers what another replica was asked, by the streams of this one only.
+func (r *Registry) AskHere(ctx context.Context, q server.ProxyQuestion) ([]byte, error) {
+	k, zone, name, err := r.understand(q)
+	if err != nil {
+		return nil, err
+	}
+	return r.askZone(ctx, k, zone, name, q)
+}
+
+// understand returns how a question is asked, of which zone, and what its proxy is called there.
+func (r *Registry) understand(q server.ProxyQuestion) (k kind, zone, name string, err error) {
+	k, ok := kinds[q.View]
+	if !ok {
+		return k, "", "", fail(server.AskInvalid, "%q is not a view of proxies", q.View)
+	}
+	zone, name, err = r.locate(q)
+	return k, zone, name, err
+}
+
+// holder returns the replica to ask a zone from: this one, unless the zone is connected to another and has no stream here.
+func (r *Registry) holder(zone string, k kind) (instance string) {
+	if r.link(zone, k) == nil && r.o.Peers != nil {
+		if h, ok := zones.HolderOf(r.o.Store.Snapshot(), zone); ok && h.Live() {
+			return h.Instance
+		}
+	}
+	return r.o.Instance
+}
+
+func (r *Registry) link(zone string, k kind) *link {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.links[linkKey{zone, k.stream}]
+}
+
+// askZone asks a zone over a stream of this replica.
+func (r *Registry) askZone(ctx context.Context, k kind, zone, name string, q server.ProxyQuestion) ([]byte, error) {
 	l, err := r.reach(zone, k)
 	if err != nil {
 		return nil, err
@@ -101,7 +144,7 @@ func (r *Registry) Ask(ctx context.Context, q server.ProxyQuestion) (body []byte
 		return nil, err
 	}
 	defer r.release(zone)
-	body, err = r.ask(ctx, l, k, name, q)
+	body, err := r.ask(ctx, l, k, name, q)
 	if err == nil && q.View == server.ViewConfigDump {
 		return k.redact(body)
 	}
@@ -151,10 +194,7 @@ func (r *Registry) reach(zone string, k kind) (*link, error) {
 	if z.GetEnabled() != nil && !z.GetEnabled().GetValue() {
 		return nil, fail(server.AskUnreachable, "%s: zone %q is disabled", k.failure(), zone)
 	}
-	r.mu.Lock()
-	l := r.links[linkKey{zone, k.stream}]
-	r.mu.Unlock()
-	if l != nil {
+	if l := r.link(zone, k); l != nil {
 		return l, nil
 	}
 	if live, _ := r.o.Zones.Live(snap, zone); live.Online {
