@@ -227,8 +227,7 @@ func (z *Zone) Run(ctx context.Context) error {
 		{Name: "validation", Run: z.validate},      // of what is stored; once
 		{Name: "cluster", Run: z.cluster.Run},      // who else is there
 		{Name: "peers", Run: z.peers.Run},          // and what they ask
-		{Name: "leader", Run: z.lead},              // and who of them leads
-		{Name: "upstream", Run: z.upstream.Run},    // KDS session with the global, reconnecting
+		{Name: "upstream", Run: z.lead},            // KDS session with the global, of the one that leads
 		{Name: "api", Run: z.api.Run},              // operators' HTTP
 		{Name: "proxies", Run: d.registry.Run},     // who is connected, and what is stored of them
 		{Name: "reconcile", Run: d.reconciler.Run}, // configuration of proxies
@@ -241,11 +240,13 @@ func (z *Zone) Run(ctx context.Context) error {
 	return component.Run(ctx, parts...)
 }
 
-// lead takes part in the choice of the instance that does what is done once in the plane. Nothing is so far: it is shown only.
+// lead does what is done once in the plane, as long as this instance is the one to do it: the session with the global. What it
+// commits is fenced by the lease, so that an instance that was stopped for a while puts nothing old over what its successor received.
 func (z *Zone) lead(ctx context.Context) error {
-	return z.cluster.Lead(ctx, z.store, server.PlaneLease, func(ctx context.Context, _ store.Lease) error {
-		<-ctx.Done()
-		return nil
+	return z.cluster.Lead(ctx, z.store, server.PlaneLease, func(ctx context.Context, l store.Lease) error {
+		return z.upstream.Run(ctx, func(ctx context.Context, fn func(*store.Snapshot) ([]store.Op, error)) (store.Revision, error) {
+			return z.store.UpdateUnder(ctx, l, fn)
+		})
 	})
 }
 

@@ -320,7 +320,7 @@ func (z *zonePlane) start(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	up := z.up
-	wg.Go(func() { _ = up.Run(ctx) })
+	wg.Go(func() { _ = up.Run(ctx, st.Update) })
 	z.stop = sync.OnceFunc(func() {
 		cancel()
 		wg.Wait()

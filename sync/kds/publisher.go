@@ -72,8 +72,9 @@ type Publisher struct {
 	due      []*awaiting                   // to be told once the lock is released
 
 	// Owned by the writer.
-	nonce uint64
-	offer *offer
+	nonce       uint64
+	offer       *offer
+	behindUntil time.Time // zero: the peer's tokens are of states that were here
 }
 
 // subscription is what the peer asked for of one type, and what it has. Guarded by Publisher.mu except where said.
@@ -459,6 +460,10 @@ func (p *Publisher) sendAll(stream RequestStream, snap *store.Snapshot) (next ti
 			soonest(deadline)
 			continue
 		}
+		if wait := p.behind(sub, snap); !wait.IsZero() {
+			soonest(wait)
+			continue
+		}
 		if wait := p.pace(sub, snap); !answer && !wait.IsZero() {
 			soonest(wait)
 			continue
@@ -667,6 +672,29 @@ func (p *Publisher) unchanged(sub *subscription, snap *store.Snapshot) bool {
 		return false
 	}
 	return !zonesChanged(snap, p.cfg.Direction, sub.desc, sub.rev)
+}
+
+// behindTimeout is how long the state may take to reach what another replica of this plane has sent already. It does so within
+// milliseconds, or a second where a notification is lost.
+const behindTimeout = 5 * time.Second
+
+// behind returns until when to wait for the state that the peer's token stands for, zero for not at all: it was given by another
+// replica, which has seen more of the store. Who never gets there sends the full state.
+func (p *Publisher) behind(sub *subscription, snap *store.Snapshot) time.Time {
+	if sub.started || sub.resume == "" {
+		return time.Time{}
+	}
+	t, err := ParseToken(sub.resume)
+	if err != nil || t.Store != p.cfg.Store.ID() || t.Revision <= snap.Revision() {
+		return time.Time{}
+	}
+	if p.behindUntil.IsZero() {
+		p.behindUntil = time.Now().Add(behindTimeout)
+	}
+	if !time.Now().Before(p.behindUntil) {
+		return time.Time{}
+	}
+	return p.behindUntil
 }
 
 // resumeFrom returns the revision that the peer's token stands for, if this store can go on from it.

@@ -38,6 +38,9 @@ type SubscriberConfig struct {
 	// Node goes with every first request; Node.ID, the zone's name, with every request.
 	Node  Node
 	Store *store.Store
+	// Update commits what arrives; nil: Store.Update. A replica that subscribes for its whole plane gives [store.Store.UpdateUnder]
+	// with the lease by which it does, so that what it received is refused once another replica has taken over.
+	Update Update
 	// Header returns what the peer sent in its response headers; it is asked only after the first message has
 	// arrived. Nil on a server, which has none.
 	Header func() (metadata.MD, error)
@@ -52,6 +55,9 @@ type SubscriberConfig struct {
 	Metrics     *Metrics
 	Log         *slog.Logger
 }
+
+// Update commits as [store.Store.Update] does.
+type Update func(ctx context.Context, fn func(head *store.Snapshot) ([]store.Op, error)) (store.Revision, error)
 
 // Subscriber serves one stream: it asks for every type of its direction and stores what comes.
 type Subscriber struct {
@@ -102,6 +108,9 @@ func (r *received) forget(put map[string]int, removed []string) {
 
 // NewSubscriber returns a subscriber for one stream.
 func NewSubscriber(cfg SubscriberConfig) *Subscriber {
+	if cfg.Update == nil {
+		cfg.Update = cfg.Store.Update
+	}
 	s := &Subscriber{
 		cfg:      cfg,
 		inbox:    inbox{dir: cfg.Direction, peer: cfg.Peer},
@@ -182,6 +191,10 @@ func (s *Subscriber) accept(resp *discoveryv3.DeltaDiscoveryResponse) error {
 // write is the only caller of Send. It asks for every type, then applies and acknowledges what the reader put into
 // the slots, in the registry's order.
 func (s *Subscriber) write(ctx context.Context, stream ResponseStream, readErr <-chan error) error {
+	// Another replica may have received more a moment ago than has been heard of here. A turn of this one brings it.
+	if _, err := s.cfg.Update(ctx, func(*store.Snapshot) ([]store.Op, error) { return nil, nil }); err != nil {
+		return fmt.Errorf("look where to go on: %w", err)
+	}
 	snap := s.cfg.Store.Snapshot()
 	for i, d := range s.types {
 		node := s.cfg.Node
@@ -389,7 +402,7 @@ func (s *Subscriber) store(ctx context.Context, d *resource.Descriptor, resp *di
 	}
 	var rejected []rejection
 	var result applied
-	rev, err := s.cfg.Store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
+	rev, err := s.cfg.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx) // another stream may have brought newer state meanwhile
 		}

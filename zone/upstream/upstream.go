@@ -91,7 +91,7 @@ func New(o Options) (*Upstream, error) {
 	u := &Upstream{
 		o: o, targets: targets, plain: plain, encoder: kds.NewEncoder(),
 		gauge: prometheus.NewGauge(prometheus.GaugeOpts{
-			Namespace: "meridian", Subsystem: "upstream", Name: "connected", Help: "1 while the zone receives from its global.",
+			Namespace: "meridian", Subsystem: "upstream", Name: "connected", Help: "1 while the zone receives from its global through this replica, the one that leads.",
 		}),
 		foreign: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "meridian", Subsystem: "upstream", Name: "foreign_global", Help: "1 while the global that answers is not the one this zone belongs to.",
@@ -103,17 +103,22 @@ func New(o Options) (*Upstream, error) {
 	return u, nil
 }
 
-// Connected reports whether the zone is receiving from its global.
+// Connected reports whether the zone is receiving from its global through this replica.
 func (u *Upstream) Connected() bool { return u.online.Load() }
 
-// Run keeps the zone connected until ctx ends.
-func (u *Upstream) Run(ctx context.Context) error {
+// Run keeps the zone connected until ctx ends, and says goodbye then. Of the replicas of a zone one runs it at a time, the leader,
+// whose lease fences update: what Run commits, it commits by that. It returns store.ErrLeaseLost when another has taken over.
+func (u *Upstream) Run(ctx context.Context, update kds.Update) error {
+	defer u.foreign.Set(0) // whoever leads next may meet another
 	retry := u.retry()
 	for {
 		began := time.Now()
-		err := u.connect(ctx)
+		err := u.connect(ctx, update)
 		if ctx.Err() != nil || errors.Is(err, errStopping) {
 			return nil //nolint:nilerr // told to stop: whatever ended with it is no failure
+		}
+		if errors.Is(err, store.ErrLeaseLost) {
+			return err
 		}
 		if !u.refused(ctx, err) {
 			u.o.Log.WarnContext(ctx, "connection to the global lost", "address", u.o.Config.Address, "err", err)
@@ -126,7 +131,7 @@ func (u *Upstream) Run(ctx context.Context) error {
 
 // connect holds one connection: every stream on it is supervised by itself, and the health check ends it when the
 // global does not answer any more.
-func (u *Upstream) connect(ctx context.Context) error {
+func (u *Upstream) connect(ctx context.Context, update kds.Update) error {
 	creds := insecure.NewCredentials()
 	if !u.plain {
 		creds = newPerName(u.o.Credentials)
@@ -170,7 +175,7 @@ func (u *Upstream) connect(ctx context.Context) error {
 	client, admin := meshv1.NewKDSSyncServiceClient(conn), meshv1.NewGlobalKDSServiceClient(conn)
 	g.Go(func() error { return u.healthChecks(ctx, admin) })
 	g.Go(func() error {
-		return u.supervise(ctx, kds.Down.String(), func(ctx context.Context) error { return u.receive(ctx, client, &readers) })
+		return u.supervise(ctx, kds.Down.String(), func(ctx context.Context) error { return u.receive(ctx, client, update, &readers) })
 	})
 	g.Go(func() error {
 		return u.supervise(ctx, kds.Up.String(), func(ctx context.Context) error { return u.send(ctx, client, &readers) })
@@ -255,7 +260,7 @@ func (u *Upstream) refused(ctx context.Context, err error) bool {
 	return true
 }
 
-// supervise runs one stream again whenever it fails, independently of the others.
+// supervise runs one stream again whenever it fails, independently of the others, unless this replica leads no more.
 func (u *Upstream) supervise(ctx context.Context, name string, run func(context.Context) error) error {
 	retry := u.retry()
 	for {
@@ -265,6 +270,9 @@ func (u *Upstream) supervise(ctx context.Context, name string, run func(context.
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if errors.Is(err, store.ErrLeaseLost) {
+			return err
 		}
 		if !u.refused(ctx, err) {
 			u.o.Log.WarnContext(ctx, "stream to the global failed", "stream", name, "err", err)
@@ -289,18 +297,18 @@ func (u *Upstream) superviseOptional(ctx context.Context, name string, run func(
 }
 
 // receive subscribes to what the global has for this zone.
-func (u *Upstream) receive(ctx context.Context, client meshv1.KDSSyncServiceClient, readers *sync.WaitGroup) error {
+func (u *Upstream) receive(ctx context.Context, client meshv1.KDSSyncServiceClient, update kds.Update, readers *sync.WaitGroup) error {
 	stream, err := client.GlobalToZoneSync(ctx)
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
 	subscriber := kds.NewSubscriber(kds.SubscriberConfig{
-		Direction: kds.Down, Peer: kds.GlobalIdentifier, Store: u.o.Store, Header: stream.Header,
+		Direction: kds.Down, Peer: kds.GlobalIdentifier, Store: u.o.Store, Update: update, Header: stream.Header,
 		Node: kds.Node{
 			ID: u.o.Config.Zone, InstanceID: u.o.InstanceID, PlaneID: u.o.Store.ID(), Version: u.o.Version,
 			Config: u.o.EffectiveConfig(), Features: []string{kds.FeatureResume},
 		},
-		VerifyCluster: func(ctx context.Context, id string) error { return u.verifyCluster(ctx, id) },
+		VerifyCluster: func(ctx context.Context, id string) error { return u.verifyCluster(ctx, update, id) },
 		SendTimeout:   u.o.Config.AckTimeout,
 		Metrics:       u.o.Metrics, Log: u.o.Log.With("direction", kds.Down.String()),
 	})
@@ -372,7 +380,7 @@ func (u *Upstream) healthCheck(ctx context.Context, client meshv1.GlobalKDSServi
 var clusterKey = store.Key{Type: "PlaneState", Name: "global-cluster-id"}
 
 // verifyCluster admits the global this zone belongs to: the one named in the configuration, else the first one met.
-func (u *Upstream) verifyCluster(ctx context.Context, id string) error {
+func (u *Upstream) verifyCluster(ctx context.Context, update kds.Update, id string) error {
 	known := ""
 	if rec, ok := u.o.Store.Snapshot().Get(clusterKey); ok {
 		known = string(rec.Spec)
@@ -389,7 +397,7 @@ func (u *Upstream) verifyCluster(ctx context.Context, id string) error {
 	}
 	u.foreign.Set(0)
 	if id != known {
-		if _, err := u.o.Store.Update(ctx, func(*store.Snapshot) ([]store.Op, error) {
+		if _, err := update(ctx, func(*store.Snapshot) ([]store.Op, error) {
 			return []store.Op{store.Put(&store.Record{Key: clusterKey, Spec: []byte(id)})}, nil
 		}); err != nil {
 			return fmt.Errorf("remember the global's cluster id: %w", err)

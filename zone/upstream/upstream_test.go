@@ -13,6 +13,7 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -197,7 +198,7 @@ func start(t *testing.T, address string, change func(*Options)) (u *Upstream, st
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := u.Run(ctx); err != nil {
+		if err := u.Run(ctx, st.Update); err != nil {
 			t.Errorf("run: %v", err)
 		}
 	})
@@ -333,5 +334,28 @@ func TestCredentialsAreMadeForEachConnection(t *testing.T) {
 	eventually(t, "credentials are asked for again", func() bool { mu.Lock(); defer mu.Unlock(); return asked >= 3 })
 	if u.Connected() {
 		t.Error("connected without credentials")
+	}
+}
+
+// Of the replicas of a zone the leader is connected. One that was stopped for a while does not know that it leads no more.
+func TestAReplicaThatLeadsNoMoreStopsAndStoresNothing(t *testing.T) {
+	g := &global{}
+	address, _ := g.listen(t)
+	u, st, stop := start(t, "grpc://"+address, nil)
+	stop() // another leads
+	replaced := func(context.Context, func(*store.Snapshot) ([]store.Op, error)) (store.Revision, error) {
+		return 0, store.ErrLeaseLost
+	}
+	if err := u.Run(t.Context(), replaced); !errors.Is(err, store.ErrLeaseLost) {
+		t.Errorf("it ends with %v", err)
+	}
+	if err := u.verifyCluster(t.Context(), replaced, "cluster-1"); !errors.Is(err, store.ErrLeaseLost) {
+		t.Errorf("to belong to a global it has not met: %v", err)
+	}
+	if _, ok := st.Snapshot().Get(clusterKey); ok {
+		t.Error("it stored the global's id")
+	}
+	if u.Connected() || testutil.ToFloat64(u.gauge) != 0 {
+		t.Error("it says that it is connected")
 	}
 }
