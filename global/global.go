@@ -103,7 +103,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 	g.zones, err = zones.New(ctx, zones.Config{
 		InstanceID: cfg.General.InstanceID, HealthTimeout: k.HealthCheckTimeout,
 		InsightInterval: k.ZoneInsightInterval, SubscriptionLimit: k.SubscriptionLimit,
-		WithdrawLost: k.WithdrawLostZones,
+		WithdrawLost: k.WithdrawLostZones, Replicas: g.replicas(),
 	}, g.store, reg, log.With("component", "zones"))
 	if err != nil {
 		return nil, err
@@ -147,6 +147,19 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 	}
 	return g, nil
 }
+
+// replicas tells the sessions of zones about the other replicas, once g.cluster is there; they ask from Run on. Nil: there are none.
+func (g *Global) replicas() zones.Replicas {
+	if !g.cfg.Cluster.Enabled() {
+		return nil
+	}
+	return otherReplicas{g}
+}
+
+type otherReplicas struct{ g *Global }
+
+func (o otherReplicas) Gone(instance string) bool { return o.g.cluster.Gone(instance) }
+func (o otherReplicas) Changed() <-chan struct{}  { return o.g.cluster.Changed() }
 
 func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus.Registerer) error {
 	k := &g.cfg.Multizone.Global.KDS

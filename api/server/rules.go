@@ -18,6 +18,10 @@ import (
 // zone's name. It has no row in the registry: it is no resource.
 const syncToken = "SyncToken"
 
+// zoneBookkeeping are the types of the records that the global keeps of a zone's session, under the zone's name. They are no
+// resources either.
+var zoneBookkeeping = [...]string{"ZoneSession", "LostZone"}
+
 // admit returns the specification to store for one that was sent. What it adds is part of the resource from then on:
 // putting back what was read changes nothing.
 func (e endpoint) admit(spec []byte, creating bool) ([]byte, error) {
@@ -120,8 +124,8 @@ func (e endpoint) meshDeletion(head *store.Snapshot, mesh string, ops []store.Op
 	return ops, nil
 }
 
-// zoneDeletion adds all that came from a zone, and the memory of how far synchronisation with it got: should the zone
-// come back, it starts anew.
+// zoneDeletion adds all that came from a zone, and the memory of its session and of how far synchronisation with it got: should the
+// zone come back, it starts anew.
 func (e endpoint) zoneDeletion(head *store.Snapshot, zone string, online bool, ops []store.Op) ([]store.Op, error) {
 	if online && !e.opts.UnsafeDelete {
 		return nil, invalid(titleDelete, cause{
@@ -136,6 +140,9 @@ func (e endpoint) zoneDeletion(head *store.Snapshot, zone string, online bool, o
 	}
 	for rec := range head.List(syncToken, zone) {
 		ops = append(ops, store.Delete(rec.Key))
+	}
+	for _, typ := range zoneBookkeeping {
+		ops = append(ops, store.Delete(store.Key{Type: typ, Name: zone}))
 	}
 	return ops, nil
 }

@@ -5,7 +5,9 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
 
+	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/server"
 	"github.com/meridian-mesh/meridian/common/store"
@@ -37,8 +39,11 @@ func (r *Registry) locate(q server.ProxyQuestion) (zone, name string, err error)
 // onKubernetes reports whether a zone keeps its resources there, by the configuration that it has sent last.
 func (r *Registry) onKubernetes(zone string) bool {
 	insight, ok := r.o.Zones.Insight(zone)
-	if !ok {
-		return false
+	if !ok { // its session is with another replica, or over
+		rec, stored := r.o.Store.Snapshot().Get(store.Key{Type: string(resource.ZoneInsight), Name: zone})
+		if insight = new(systemv1.ZoneInsight); !stored || proto.Unmarshal(rec.Spec, insight) != nil {
+			return false
+		}
 	}
 	for _, sub := range slices.Backward(insight.GetSubscriptions()) {
 		text := sub.GetConfig()

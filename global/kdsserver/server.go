@@ -271,7 +271,7 @@ func (s *Server) ZoneToGlobalSync(g grpc.BidiStreamingServer[discoveryv3.DeltaDi
 			if rec, ok := head.Get(zoneKey); !ok || rec.CreateRevision != hello.Created {
 				return nil, zones.ErrZoneDeleted
 			}
-			return nil, nil
+			return stream.Guard(head)
 		},
 	})
 	return s.serve(ctx, g, stream, log, func() error { return subscriber.Run(ctx, g, &s.readers) })

@@ -1,8 +1,8 @@
 package zones
 
 import (
-	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -76,194 +76,122 @@ func (s *Stream) count(t resource.Type, add func(*systemv1.KDSServiceStats)) {
 	s.table.markLocked(s.zone, false)
 }
 
-// Run stores the insights that changed and ends the sessions of deleted zones, until ctx ends; then it stores once
-// more what Shutdown has changed.
-func (t *Table) Run(ctx context.Context) error {
-	deleted, stop := t.watchZones(ctx)
-	defer stop()
-	var last time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return t.flush(context.WithoutCancel(ctx))
-		case gone := <-deleted:
-			t.forget(gone)
-			continue
-		case <-t.wake:
-		}
-		t.mu.Lock()
-		urgent := t.urgent
-		t.urgent = false
+// Insight returns the zone's insight as it is right now, where this replica knows more of it than is stored.
+func (t *Table) Insight(name string) (*systemv1.ZoneInsight, bool) {
+	snap := t.store.Snapshot()
+	t.mu.Lock()
+	z := t.zones[name]
+	if z == nil || (z.session == nil && len(z.subs) == 0) {
 		t.mu.Unlock()
-		if wait := time.Until(last.Add(t.cfg.InsightInterval)); wait > 0 && !urgent {
-			if err := t.hold(ctx, wait, deleted); err != nil {
-				return t.flush(context.WithoutCancel(ctx))
-			}
-		}
-		if err := t.flush(ctx); err != nil {
-			t.log.WarnContext(ctx, "zone insights could not be stored and will be again", "err", err)
-		}
-		last = time.Now()
+		return nil, false
 	}
-}
-
-// hold waits, unless something urgent happens.
-func (t *Table) hold(ctx context.Context, wait time.Duration, deleted <-chan deletion) error {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-timer.C:
-			return nil
-		case gone := <-deleted:
-			t.forget(gone)
-		case <-t.wake:
-			t.mu.Lock()
-			urgent := t.urgent
-			t.urgent = false
-			t.mu.Unlock()
-			if urgent {
-				return nil
-			}
-		}
+	d := t.draftLocked(z)
+	claimed := false
+	if s := z.session; s != nil {
+		held, known := HolderOf(snap, name)
+		right := t.rightLocked(s, held, known)
+		claimed = right == own || right == free
 	}
-}
-
-// deletion is a Zone that was deleted, and perhaps made again since.
-type deletion struct {
-	zone string
-	// before is the revision up to which sessions belong to the deleted Zone.
-	before store.Revision
-}
-
-// watchZones reports deleted zones until stop.
-func (t *Table) watchZones(ctx context.Context) (deleted <-chan deletion, stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	found, done := make(chan deletion), make(chan struct{})
-	from := t.store.Snapshot().Revision()
-	go func() {
-		defer close(done)
-		for changes, err := range t.store.Watch(ctx, from, string(resource.ZoneType)) {
-			if err != nil {
-				return
-			}
-			for _, c := range changes.List {
-				d := deletion{c.Key.Name, c.Revision}
-				if c.Record != nil {
-					d.before = c.Record.CreateRevision - 1
-				}
-				select {
-				case found <- d:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}
-	}()
-	return found, func() { cancel(); <-done }
-}
-
-// forget ends the session of a zone that was deleted. It may come back, as a new zone.
-func (t *Table) forget(d deletion) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	z := t.zones[d.zone]
-	if z == nil {
-		return
-	}
-	if z.session == nil {
-		if _, ok := t.store.Snapshot().Get(store.Key{Type: string(resource.ZoneType), Name: d.zone}); ok {
-			return
-		}
-	} else if z.session.hello.Created > d.before {
-		return // of the Zone that is there now
-	}
-	t.retireLocked(z, ErrZoneDeleted)
-	delete(t.zones, d.zone)
-	delete(t.dirty, d.zone)
-	t.connected.DeleteLabelValues(d.zone)
-	t.swaps.DeleteLabelValues(d.zone)
-}
-
-// flush stores every dirty insight in one batch. An insight without its Zone is not stored: it goes with it.
-func (t *Table) flush(ctx context.Context) error {
-	t.mu.Lock()
-	insights := make(map[string]*systemv1.ZoneInsight, len(t.dirty))
-	for name := range t.dirty {
-		insights[name] = proto.CloneOf(t.zones[name].insight)
-	}
-	clear(t.dirty)
-	recount := t.recount
-	t.recount = false
-	lost := t.withdrawnLocked()
 	t.mu.Unlock()
-	if len(insights) == 0 && !recount {
-		return nil
+	return t.insightOf(snap, d, claimed), true
+}
+
+// insightOf is the insight of a zone with what this replica has to say: its own subscriptions, and when streams were opened and
+// checked last, where that was here. What others have written stays. Where the session of d has the zone, or is about to,
+// no other subscription than that session's is open.
+func (t *Table) insightOf(head *store.Snapshot, d draft, claimed bool) *systemv1.ZoneInsight {
+	insight := &systemv1.ZoneInsight{}
+	if rec, ok := head.Get(insightKey(d.zone.name)); ok {
+		insight = t.readInsight(rec)
 	}
-	_, err := t.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		var ops []store.Op
-		for name, insight := range insights {
-			if _, ok := head.Get(store.Key{Type: string(resource.ZoneType), Name: name}); !ok {
-				continue
-			}
-			op, err := putInsight(head, name, insight)
-			if err != nil {
-				return nil, err
-			}
-			ops = append(ops, op)
+	for _, sub := range d.subs {
+		same := func(s *systemv1.KDSSubscription) bool { return s.GetId() == sub.GetId() }
+		if i := slices.IndexFunc(insight.GetSubscriptions(), same); i >= 0 {
+			insight.Subscriptions[i] = sub
+		} else {
+			insight.Subscriptions = append(insight.Subscriptions, sub)
 		}
-		if recount {
-			ops = append(ops, withdrawals(head, lost)...)
-		}
-		return ops, nil
+	}
+	closeOpen(insight, timestamppb.Now(), func(s *systemv1.KDSSubscription) bool {
+		return s.GetId() != d.open && (claimed || s.GetGlobalInstanceId() == t.cfg.InstanceID)
 	})
-	if err != nil {
-		t.mu.Lock()
-		t.recount = t.recount || recount
-		for name := range insights {
-			if _, ok := t.zones[name]; ok {
-				t.dirty[name] = struct{}{}
-			}
-		}
-		t.mu.Unlock()
+	// One that ended before others began may come to be stored only after them.
+	slices.SortStableFunc(insight.GetSubscriptions(), func(a, b *systemv1.KDSSubscription) int {
+		return a.GetConnectTime().AsTime().Compare(b.GetConnectTime().AsTime())
+	})
+	insight.Subscriptions = newest(insight.GetSubscriptions(), t.cfg.SubscriptionLimit)
+	if insight.KdsStreams == nil {
+		insight.KdsStreams = &systemv1.KDSStreams{}
 	}
-	return err
+	for kind := range Kind(kinds) {
+		if ours, stored := *stampOf(d.opened, kind), stampOf(insight.KdsStreams, kind); ours != nil && !later((*stored).GetConnectTime(), ours.GetConnectTime()) {
+			*stored = ours
+		}
+	}
+	insight.EnvoyAdminStreams = &systemv1.EnvoyAdminStreams{
+		ConfigDumpGlobalInstanceId: insight.GetKdsStreams().GetConfigDump().GetGlobalInstanceId(),
+		StatsGlobalInstanceId:      insight.GetKdsStreams().GetStats().GetGlobalInstanceId(),
+		ClustersGlobalInstanceId:   insight.GetKdsStreams().GetClusters().GetGlobalInstanceId(),
+	}
+	if later(d.checked, insight.GetHealthCheck().GetTime()) {
+		insight.HealthCheck = &systemv1.HealthCheck{Time: d.checked}
+	}
+	return insight
 }
 
-// withdrawnLocked returns the zones whose resources are kept from the others: those that are lost. While more zones are
-// lost than are connected, the more likely explanation is that this plane is the one cut off, and none is.
-func (t *Table) withdrawnLocked() map[string]bool {
-	lost, connected := make(map[string]bool), 0
-	for name, z := range t.zones {
-		switch {
-		case z.session != nil:
-			connected++
-		case z.lost && t.cfg.WithdrawLost:
-			lost[name] = true
-		}
-	}
-	if len(lost) > connected {
-		return nil
-	}
-	return lost
+// later reports whether a is after b; nil is before everything.
+func later(a, b *timestamppb.Timestamp) bool {
+	return a != nil && (b == nil || a.AsTime().After(b.AsTime()))
 }
 
-// withdrawals are the changes that make the stored lost zones those given.
-func withdrawals(head *store.Snapshot, lost map[string]bool) []store.Op {
-	var ops []store.Op
-	for rec := range head.List(kds.LostZoneKey("").Type, "") {
-		if !lost[rec.Key.Name] {
-			ops = append(ops, store.Delete(rec.Key))
+// stampOf is where it is noted when and on which replica a stream of a kind was last opened.
+func stampOf(s *systemv1.KDSStreams, kind Kind) **systemv1.KDSStream {
+	switch kind {
+	case ZoneToGlobal:
+		return &s.ZoneToGlobal
+	case XDSConfigs:
+		return &s.ConfigDump
+	case Stats:
+		return &s.Stats
+	case Clusters:
+		return &s.Clusters
+	default:
+		return &s.GlobalToZone
+	}
+}
+
+// newest returns the last subscriptions, up to limit.
+func newest(subs []*systemv1.KDSSubscription, limit int) []*systemv1.KDSSubscription {
+	return subs[max(0, len(subs)-limit):]
+}
+
+func without(subs []*systemv1.KDSSubscription, id string) []*systemv1.KDSSubscription {
+	return slices.DeleteFunc(subs, func(s *systemv1.KDSSubscription) bool { return s.GetId() == id })
+}
+
+// closeOpen gives the open subscriptions that match a disconnect time and reports whether there was one.
+func closeOpen(insight *systemv1.ZoneInsight, at *timestamppb.Timestamp, match func(*systemv1.KDSSubscription) bool) bool {
+	changed := false
+	for _, s := range insight.GetSubscriptions() {
+		if s.GetDisconnectTime() == nil && match(s) {
+			s.DisconnectTime, changed = at, true
 		}
 	}
-	for name := range lost {
-		if _, ok := head.Get(kds.LostZoneKey(name)); !ok {
-			ops = append(ops, store.Put(&store.Record{Key: kds.LostZoneKey(name)}))
-		}
+	return changed
+}
+
+func insightKey(zone string) store.Key {
+	return store.Key{Type: string(resource.ZoneInsight), Name: zone}
+}
+
+// readInsight decodes a stored insight. One that cannot be read starts over.
+func (t *Table) readInsight(rec *store.Record) *systemv1.ZoneInsight {
+	insight := &systemv1.ZoneInsight{}
+	if err := proto.Unmarshal(rec.Spec, insight); err != nil {
+		t.log.Error("a stored zone insight cannot be read and starts over", "zone", rec.Key.Name, "err", err)
+		return &systemv1.ZoneInsight{}
 	}
-	return ops
+	return insight
 }
 
 func putInsight(head *store.Snapshot, name string, insight *systemv1.ZoneInsight) (store.Op, error) {
@@ -272,9 +200,7 @@ func putInsight(head *store.Snapshot, name string, insight *systemv1.ZoneInsight
 		return store.Op{}, fmt.Errorf("encode the insight of zone %q: %w", name, err)
 	}
 	now := time.Now().UTC()
-	rec := &store.Record{
-		Key: store.Key{Type: string(resource.ZoneInsight), Name: name}, Spec: spec, Created: now, Modified: now,
-	}
+	rec := &store.Record{Key: insightKey(name), Spec: spec, Created: now, Modified: now}
 	if old, ok := head.Get(rec.Key); ok {
 		rec.Created, rec.Labels = old.Created, old.Labels
 	}

@@ -3,9 +3,20 @@
 // A zone has one session at a time: the RPCs of one connection. The newest connection of a plane wins, and another
 // plane under the same name is refused while the first is live (decision 28). What the table knows is in memory and
 // is overlaid on reads; the store gets it when a session opens or closes, and at a bounded rate in between.
+//
+// The global may have several replicas on one store, and a zone may connect to any. Each replica has a table of the
+// sessions it holds itself; which of them is the zone's is decided by the store, in the order of commits ([Holder], claim.go):
+//
+//   - A session is admitted from memory at once and claimed with the next batch, which takes the zone away from whoever held it.
+//   - A replica that finds in the store that its session was replaced ends it. Until it does, what the zone's older streams
+//     bring is refused, for each of their batches is checked against the record on the head ([Stream.Guard]).
+//   - Each replica writes only the subscriptions of its own streams into a ZoneInsight, by their ids, and keeps those of others.
+//   - What a replica that died left open, the others close (gone.go). One that was wrongly taken for dead finds its session
+//     closed and asserts it again.
 package zones
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,11 +26,9 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	systemv1 "github.com/meridian-mesh/meridian/api/kuma/system/v1alpha1"
-	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/sync/kds"
@@ -102,6 +111,16 @@ type Config struct {
 	SubscriptionLimit int           // newest subscriptions kept per zone
 	// WithdrawLost keeps from other zones what a zone shares with them while its plane is lost.
 	WithdrawLost bool
+	// Replicas tells which other replicas of this plane are gone. Nil: there are no others.
+	Replicas Replicas
+}
+
+// Replicas is what the table asks about the other replicas of its plane, from Run on. See [cluster.Cluster], which answers.
+type Replicas interface {
+	// Gone says that a replica is there no more, as far as is known here.
+	Gone(instance string) bool
+	// Changed returns a channel that is closed when Gone may give another answer.
+	Changed() <-chan struct{}
 }
 
 // Table is the live sessions. Safe for concurrent use.
@@ -115,9 +134,10 @@ type Table struct {
 	dirty   map[string]struct{}
 	urgent  bool          // a connection opened or closed: store without waiting
 	wake    chan struct{} // cap 1, level-triggered: dirty is not empty
-	recount bool          // a zone was lost, or is there again
 	closing error         // set once: no new streams
 	waits   map[*wait]struct{}
+	others  map[string]struct{} // replicas that may hold something open
+	met     chan struct{}       // cap 1, level-triggered: there is a new one among them
 
 	connected *prometheus.GaugeVec
 	swaps     *prometheus.CounterVec
@@ -127,23 +147,31 @@ type Table struct {
 type zone struct {
 	name    string
 	session *session
+	// over is the last session that ended here, until that is stored or another session makes it a thing of the past.
+	over *session
+	// subs are the subscriptions of streams here: that of the open stream, and ended ones until they are stored so.
+	subs []*systemv1.KDSSubscription
+	// opened is when streams were last opened here, checked the last health check.
+	opened  systemv1.KDSStreams
+	checked *timestamppb.Timestamp
 	// last is the newest publisher to the zone, kept after it is gone for what it had acknowledged.
 	last    Publisher
 	lastAck time.Time
-	insight *systemv1.ZoneInsight
 	swapped []time.Time
 	retired map[string]struct{} // sessions that were replaced
-	// lost: the session ended, and nobody had said that it would. What stops in an orderly way will be back, and its proxies
-	// go on meanwhile.
-	lost bool
 }
 
 type session struct {
+	id      string // the zone's own, or made here for a Kuma zone, which has none
 	hello   Hello
-	since   time.Time
 	streams [kinds]*Stream
 	health  *time.Timer // nil: not watched
 	leaving bool        // the zone has said that it stops
+	number  uint64      // that it was claimed under, or would have been had the batch been stored; 0: none yet
+	ended   time.Time
+	// lost: the session ended, and nobody had said that it would. What stops in an orderly way will be back, and its proxies
+	// go on meanwhile.
+	lost bool
 }
 
 // Publisher is what the table asks of a zone's GlobalToZone publisher.
@@ -155,23 +183,24 @@ type Publisher interface {
 
 // Stream is one open stream of a zone's session.
 type Stream struct {
-	table  *Table
-	zone   string
-	kind   Kind
-	token  config.Secret // what it was opened with; "": no token
-	cancel context.CancelCauseFunc
-	sub    *systemv1.KDSSubscription // of a GlobalToZone stream; guarded by Table.mu
+	table   *Table
+	zone    string
+	session *session
+	kind    Kind
+	token   config.Secret // what it was opened with; "": no token
+	cancel  context.CancelCauseFunc
+	sub     *systemv1.KDSSubscription // of a GlobalToZone stream; guarded by Table.mu
 	// publisher serves a GlobalToZone stream, nil until it is known; guarded by Table.mu.
 	publisher Publisher
 }
 
-// New returns a table over the ZoneInsights in st. Subscriptions that an earlier process left open are closed: it is
-// gone, and with it its streams.
+// New returns a table over the ZoneInsights in st. What an earlier process under the same instance id left open is closed: it is
+// gone, and with it its streams. Where there are no other replicas, the same goes for every other process.
 func New(ctx context.Context, cfg Config, st *store.Store, reg prometheus.Registerer, log *slog.Logger) (*Table, error) {
 	t := &Table{
 		cfg: cfg, store: st, log: log,
 		zones: make(map[string]*zone), dirty: make(map[string]struct{}), wake: make(chan struct{}, 1),
-		waits: make(map[*wait]struct{}),
+		waits: make(map[*wait]struct{}), others: make(map[string]struct{}), met: make(chan struct{}, 1),
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "meridian", Subsystem: "zones", Name: "connected", Help: "1 while the zone has a live session.",
 		}, []string{"zone"}),
@@ -185,61 +214,19 @@ func New(ctx context.Context, cfg Config, st *store.Store, reg prometheus.Regist
 	if reg != nil {
 		reg.MustRegister(t.connected, t.swaps, t.refused)
 	}
-	if err := t.closeLeftOvers(ctx); err != nil {
-		return nil, fmt.Errorf("close the subscriptions of an earlier process: %w", err)
-	}
-	// What that process took for lost still is, until it is here again.
-	for rec := range st.Snapshot().List(kds.LostZoneKey("").Type, "") {
-		t.zoneLocked(rec.Key.Name).lost = true
+	earlier := func(instance string) bool { return instance == cfg.InstanceID || cfg.Replicas == nil }
+	if err := t.closeOf(ctx, earlier); err != nil {
+		return nil, fmt.Errorf("close what an earlier process left open: %w", err)
 	}
 	return t, nil
 }
 
-func (t *Table) closeLeftOvers(ctx context.Context) error {
-	_, err := t.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		var ops []store.Op
-		for rec := range head.List(string(resource.ZoneInsight), "") {
-			insight := &systemv1.ZoneInsight{}
-			if err := proto.Unmarshal(rec.Spec, insight); err != nil {
-				return nil, fmt.Errorf("decode %s: %w", rec.Key, err)
-			}
-			if !closeOpen(insight, timestamppb.Now()) {
-				continue
-			}
-			op, err := putInsight(head, rec.Key.Name, insight)
-			if err != nil {
-				return nil, err
-			}
-			ops = append(ops, op)
-		}
-		return ops, nil
-	})
-	return err
-}
-
-// closeOpen gives every open subscription a disconnect time and reports whether there was one.
-func closeOpen(insight *systemv1.ZoneInsight, at *timestamppb.Timestamp) bool {
-	changed := false
-	for _, s := range insight.GetSubscriptions() {
-		if s.GetDisconnectTime() == nil {
-			s.DisconnectTime, changed = at, true
-		}
-	}
-	return changed
-}
-
-// zone returns the entry of a name, made from the stored insight if need be. It is called with mu held.
+// zoneLocked returns the entry of a name, made if need be.
 func (t *Table) zoneLocked(name string) *zone {
 	if z, ok := t.zones[name]; ok {
 		return z
 	}
-	z := &zone{name: name, insight: &systemv1.ZoneInsight{}, retired: make(map[string]struct{})}
-	if rec, ok := t.store.Snapshot().Get(store.Key{Type: string(resource.ZoneInsight), Name: name}); ok {
-		if err := proto.Unmarshal(rec.Spec, z.insight); err != nil {
-			t.log.Error("a stored zone insight cannot be read and starts over", "zone", name, "err", err)
-			z.insight = &systemv1.ZoneInsight{}
-		}
-	}
+	z := &zone{name: name, retired: make(map[string]struct{})}
 	t.zones[name] = z
 	return z
 }
@@ -275,12 +262,12 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 		end := cancel
 		cancel = func(cause error) { end(cause); stop() }
 	}
-	s := &Stream{table: t, zone: hello.Zone, kind: kind, token: hello.Credential.Token, cancel: cancel}
+	s := &Stream{table: t, zone: hello.Zone, session: z.session, kind: kind, token: hello.Credential.Token, cancel: cancel}
 	z.session.streams[kind] = s
-	t.stampLocked(z, kind)
+	now := timestamppb.Now()
+	*stampOf(&z.opened, kind) = &systemv1.KDSStream{GlobalInstanceId: t.cfg.InstanceID, ConnectTime: now}
+	t.markLocked(z.name, false)
 	if kind == GlobalToZone {
-		now := timestamppb.Now()
-		closeOpen(z.insight, now)
 		s.sub = &systemv1.KDSSubscription{
 			Id: uuid.NewString(), GlobalInstanceId: t.cfg.InstanceID, ConnectTime: now,
 			Status: &systemv1.KDSSubscriptionStatus{
@@ -288,10 +275,7 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 			},
 			AuthTokenProvided: hello.Credential.Method == AuthToken,
 		}
-		z.insight.Subscriptions = append(z.insight.Subscriptions, s.sub)
-		if over := len(z.insight.Subscriptions) - t.cfg.SubscriptionLimit; over > 0 {
-			z.insight.Subscriptions = z.insight.Subscriptions[over:]
-		}
+		z.subs = newest(append(z.subs, s.sub), t.cfg.SubscriptionLimit)
 		t.connected.WithLabelValues(z.name).Set(1)
 		t.log.Info("zone connected", "zone", z.name, "address", hello.Address, "plane", hello.PlaneID, "auth", hello.Credential.Method)
 		if hello.Credential.Method == AuthExempt {
@@ -303,7 +287,8 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 	return ctx, s, nil
 }
 
-// joinLocked makes the session that hello belongs to the zone's, or refuses it.
+// joinLocked makes the session that hello belongs to the zone's, or refuses it. Where another replica holds the zone's session, that
+// stays as it is until this one has been claimed.
 func (t *Table) joinLocked(z *zone, hello Hello) error {
 	if _, gone := z.retired[hello.Session]; gone && hello.Session != "" {
 		return ErrReplaced
@@ -311,12 +296,14 @@ func (t *Table) joinLocked(z *zone, hello Hello) error {
 	cur := z.session
 	switch {
 	case cur == nil:
+		held, known := HolderOf(t.store.Snapshot(), z.name)
+		if known && t.takenLocked(held, hello.PlaneID) {
+			t.refusedLocked(z, hello, held.Address, held.Plane)
+			return nameTaken(z.name, held.Address)
+		}
 	case cur.hello.PlaneID != "" && hello.PlaneID != cur.hello.PlaneID:
-		t.refused.Inc()
-		t.log.Error("another control plane uses the name of a connected zone and is refused",
-			"zone", z.name, "address", hello.Address, "plane", hello.PlaneID,
-			"connected_address", cur.hello.Address, "connected_plane", cur.hello.PlaneID)
-		return fmt.Errorf("%w: zone %q is connected from %s", ErrNameTaken, z.name, cur.hello.Address)
+		t.refusedLocked(z, hello, cur.hello.Address, cur.hello.PlaneID)
+		return nameTaken(z.name, cur.hello.Address)
 	case cur.hello.Session == hello.Session:
 		return nil
 	default:
@@ -324,13 +311,24 @@ func (t *Table) joinLocked(z *zone, hello Hello) error {
 		t.log.Info("zone reconnects while its older session is still open", "zone", z.name, "address", hello.Address, "older_address", cur.hello.Address)
 		t.retireLocked(z, ErrReplaced)
 	}
-	z.session = &session{hello: hello, since: time.Now()}
-	t.lostLocked(z, false)
+	z.session = &session{id: cmp.Or(hello.Session, uuid.NewString()), hello: hello}
+	z.over = nil
 	if hello.Pings && t.cfg.HealthTimeout > 0 {
 		s := z.session
 		s.health = time.AfterFunc(t.cfg.HealthTimeout, func() { t.healthLost(z.name, s) })
 	}
 	return nil
+}
+
+func nameTaken(zone, address string) error {
+	return fmt.Errorf("%w: zone %q is connected from %s", ErrNameTaken, zone, address)
+}
+
+// refusedLocked tells of a plane that is refused because another one, live, has its name.
+func (t *Table) refusedLocked(z *zone, hello Hello, address, plane string) {
+	t.refused.Inc()
+	t.log.Error("another control plane uses the name of a connected zone and is refused",
+		"zone", z.name, "address", hello.Address, "plane", hello.PlaneID, "connected_address", address, "connected_plane", plane)
 }
 
 // maxSwapsAMinute is how often a zone may change its connection before it looks like two zones under one name.
@@ -369,15 +367,18 @@ func (t *Table) retireLocked(z *zone, cause error) {
 			t.endLocked(z, stream, cause)
 		}
 	}
-	t.dropLocked(z)
+	t.overLocked(z, false)
 }
 
-// dropLocked forgets a session without streams.
-func (t *Table) dropLocked(z *zone) {
-	if z.session != nil && z.session.health != nil {
-		z.session.health.Stop()
+// overLocked ends a session without streams.
+func (t *Table) overLocked(z *zone, lost bool) {
+	s := z.session
+	if s.health != nil {
+		s.health.Stop()
 	}
-	z.session = nil
+	s.ended, s.lost = time.Now(), lost
+	z.session, z.over = nil, s
+	t.markLocked(z.name, true)
 }
 
 func (t *Table) healthLost(name string, s *session) {
@@ -388,8 +389,8 @@ func (t *Table) healthLost(name string, s *session) {
 		return
 	}
 	t.log.Warn("zone sends no health checks any more and is cut off", "zone", name, "timeout", t.cfg.HealthTimeout)
-	t.lostLocked(z, true)
 	t.retireLocked(z, ErrHealthLost)
+	s.lost = true
 }
 
 // endLocked takes a stream out of its session and closes its subscription.
@@ -406,33 +407,6 @@ func (t *Table) endLocked(z *zone, s *Stream, cause error) {
 		t.lookAgainLocked()
 		t.markLocked(z.name, true)
 	}
-}
-
-// stampLocked records when a stream of a kind was last opened, and on which instance.
-func (t *Table) stampLocked(z *zone, kind Kind) {
-	if z.insight.KdsStreams == nil {
-		z.insight.KdsStreams = &systemv1.KDSStreams{}
-	}
-	if z.insight.EnvoyAdminStreams == nil {
-		z.insight.EnvoyAdminStreams = &systemv1.EnvoyAdminStreams{}
-	}
-	stamp := &systemv1.KDSStream{GlobalInstanceId: t.cfg.InstanceID, ConnectTime: timestamppb.Now()}
-	switch kind {
-	case GlobalToZone:
-		z.insight.KdsStreams.GlobalToZone = stamp
-	case ZoneToGlobal:
-		z.insight.KdsStreams.ZoneToGlobal = stamp
-	case XDSConfigs:
-		z.insight.KdsStreams.ConfigDump = stamp
-		z.insight.EnvoyAdminStreams.ConfigDumpGlobalInstanceId = t.cfg.InstanceID
-	case Stats:
-		z.insight.KdsStreams.Stats = stamp
-		z.insight.EnvoyAdminStreams.StatsGlobalInstanceId = t.cfg.InstanceID
-	case Clusters:
-		z.insight.KdsStreams.Clusters = stamp
-		z.insight.EnvoyAdminStreams.ClustersGlobalInstanceId = t.cfg.InstanceID
-	}
-	t.markLocked(z.name, false)
 }
 
 func (t *Table) markLocked(name string, urgent bool) {
@@ -466,16 +440,7 @@ func (s *Stream) Close(cause error) {
 			return
 		}
 	}
-	t.lostLocked(z, !z.session.leaving)
-	t.dropLocked(z)
-}
-
-func (t *Table) lostLocked(z *zone, lost bool) {
-	if z.lost == lost {
-		return
-	}
-	z.lost, t.recount = lost, true
-	t.markLocked(z.name, true)
+	t.overLocked(z, !z.session.leaving)
 }
 
 // Health notes a health check. It fails for a session that was replaced.
@@ -496,7 +461,7 @@ func (t *Table) Health(hello Hello) error {
 		return nil
 	}
 	z.session.leaving = hello.Leaving
-	z.insight.HealthCheck = &systemv1.HealthCheck{Time: timestamppb.Now()}
+	z.checked = timestamppb.Now()
 	if z.session.health != nil {
 		z.session.health.Reset(t.cfg.HealthTimeout)
 	}
@@ -504,7 +469,8 @@ func (t *Table) Health(hello Hello) error {
 }
 
 // End ends the session of a zone that is about to be deleted. What its streams were about to commit fails once the Zone
-// is gone.
+// is gone. A session with another replica ends there with the commit of the deletion, and what that replica writes until then goes
+// with the Zone.
 func (t *Table) End(_ context.Context, name string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -569,15 +535,4 @@ func (t *Table) Connected() []string {
 		}
 	}
 	return names
-}
-
-// Insight returns the zone's insight as it is right now, which may be newer than the stored one.
-func (t *Table) Insight(name string) (*systemv1.ZoneInsight, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	z := t.zones[name]
-	if z == nil {
-		return nil, false
-	}
-	return proto.CloneOf(z.insight), true
 }
