@@ -175,7 +175,7 @@ func (p *Peers) serve(ctx context.Context) error {
 		drain, stop := context.WithTimeout(calls, drainTimeout)
 		_ = srv.Shutdown(drain) // late ones are ended next
 		stop()
-		<-ended
+		_ = <-ended // that it was shut down
 	}
 	cancel()
 	_ = srv.Close()

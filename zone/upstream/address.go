@@ -207,11 +207,11 @@ func (r *targetsResolver) Close() {
 type perName struct {
 	credentials.TransportCredentials // what is not about one server
 
-	make func(serverName string) (credentials.TransportCredentials, error)
+	of func(serverName string) (credentials.TransportCredentials, error)
 }
 
-func newPerName(make func(serverName string) (credentials.TransportCredentials, error)) perName {
-	return perName{credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12}), make}
+func newPerName(of func(serverName string) (credentials.TransportCredentials, error)) perName {
+	return perName{credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12}), of}
 }
 
 // ClientHandshake implements [credentials.TransportCredentials]; authority is the address that was set, host:port.
@@ -220,7 +220,7 @@ func (p perName) ClientHandshake(ctx context.Context, authority string, conn net
 	if err != nil {
 		return nil, nil, fmt.Errorf("name of the server: %w", err)
 	}
-	creds, err := p.make(host)
+	creds, err := p.of(host)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare TLS: %w", err)
 	}

@@ -115,7 +115,7 @@ func (u *Upstream) Run(ctx context.Context, update kds.Update) error {
 		began := time.Now()
 		err := u.connect(ctx, update)
 		if ctx.Err() != nil || errors.Is(err, errStopping) {
-			return nil //nolint:nilerr // told to stop: whatever ended with it is no failure
+			return nil // told to stop: whatever ended with it is no failure
 		}
 		if errors.Is(err, store.ErrLeaseLost) {
 			return err
