@@ -68,6 +68,9 @@ func (p *Peers) call(ctx context.Context, instance, call string, body []byte) ([
 	if err := json.Unmarshal(answer, &e); err != nil {
 		return nil, fmt.Errorf("%w: it answers %s, and nothing that can be read", ErrUnreachable, resp.Status)
 	}
+	if _, limited := ctx.Deadline(); limited && e.Code == CodeDeadline {
+		return nil, context.DeadlineExceeded // both clocks run toward the caller's: the callee's was a moment ahead
+	}
 	return nil, &e
 }
 

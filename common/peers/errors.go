@@ -26,6 +26,7 @@ const (
 	CodeBusy     = "peers.busy"     // it answers as many calls as it may: later it has room
 	CodeTooLarge = "peers.tooLarge" // the body or the answer is larger than may travel
 	CodeInternal = "peers.internal" // the handler panicked
+	CodeDeadline = "peers.deadline" // the handler's time was over before it had an answer
 )
 
 func errorf(code, format string, args ...any) *Error {

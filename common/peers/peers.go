@@ -175,7 +175,9 @@ func (p *Peers) serve(ctx context.Context) error {
 		drain, stop := context.WithTimeout(calls, drainTimeout)
 		_ = srv.Shutdown(drain) // late ones are ended next
 		stop()
-		_ = <-ended // that it was shut down
+		if stopped := <-ended; !errors.Is(stopped, http.ErrServerClosed) {
+			err = fmt.Errorf("accept connections: %w", stopped)
+		}
 	}
 	cancel()
 	_ = srv.Close()

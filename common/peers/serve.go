@@ -39,6 +39,9 @@ func (p *Peers) answer(w http.ResponseWriter, r *http.Request) {
 	if err == nil && len(answer) > maxAnswerBytes {
 		err = errorf(CodeTooLarge, "the answer has %d bytes, of which %d may travel", len(answer), maxAnswerBytes)
 	}
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+		err = errorf(CodeDeadline, "%v", err)
+	}
 	if err != nil {
 		refuse(w, asError(err))
 		return
