@@ -250,7 +250,7 @@ func (t *Table) planSession(p *plan, held Holder, known bool) (end bool) {
 	switch {
 	case p.right == own:
 		p.number = held.Number
-	case p.right == free && !(over && known && held.Live() && held.Instance != t.cfg.InstanceID):
+	case p.right == free && (!over || !known || !held.Live() || held.Instance == t.cfg.InstanceID):
 		p.number = held.Number + 1
 	default: // one that is over, or has no right to the zone, leaves the record to whom it names
 		return !over
