@@ -139,7 +139,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 	}
 	g.cfg.Diagnostics.Port = g.diagnostics.Port()
 	g.cluster, err = cluster.New(cluster.Options{
-		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Plane: g.store.ID, Version: version.Get().Version, APIPort: g.cfg.API.HTTPPort, CallPort: g.peers.Port(),
+		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Plane: g.store.ID, Version: version.Get().Version, APIPort: g.cfg.API.HTTPPort, CallPort: g.peers.Port(), Seeds: g.store,
 		Held: func() map[string][]string { return map[string][]string{cluster.Zones: g.zones.Connected()} }, Registerer: reg, Log: log,
 	})
 	if err != nil {

@@ -102,7 +102,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 		return nil, err
 	}
 	z.cluster, err = cluster.New(cluster.Options{
-		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Plane: z.store.ID, Version: version.Get().Version, APIPort: z.cfg.API.HTTPPort, CallPort: z.peers.Port(),
+		Config: z.cfg.Cluster, Name: z.cfg.General.InstanceID, Plane: z.store.ID, Version: version.Get().Version, APIPort: z.cfg.API.HTTPPort, CallPort: z.peers.Port(), Seeds: z.store,
 		Held: func() map[string][]string {
 			return map[string][]string{cluster.Proxies: z.dataPlane.registry.Connected()}
 		},

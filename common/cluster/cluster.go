@@ -43,7 +43,7 @@ const strangerPatience = 8 * time.Second
 // leaseTTL is how long after the death of a leader another may lead, at most.
 const leaseTTL = 4 * time.Second
 
-// Options is what a [Cluster] works with. All but the ports, Held, Registerer and Log must be set.
+// Options is what a [Cluster] works with. All but the ports, Held, Seeds, Registerer and Log must be set.
 type Options struct {
 	Config Config
 	// Name is the instance id: of all replicas, only this one has it.
@@ -55,7 +55,9 @@ type Options struct {
 	// CallPort is where it takes the calls of the others (common/peers); 0: it does not.
 	CallPort int
 	// Held returns the names that this replica holds, by kind: 7 kinds at most. It is called often, from any goroutine.
-	Held       func() map[string][]string
+	Held func() map[string][]string
+	// Seeds is the store of the plane, where replicas say how the others find them; nil: they do not.
+	Seeds      *store.Store
 	Registerer prometheus.Registerer // nil: metrics are not registered
 	Log        *slog.Logger
 
@@ -177,6 +179,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	g, groupCtx := errgroup.WithContext(ctx)
 	g.Go(func() error { c.tell(groupCtx); return nil })
 	g.Go(func() error { c.join(groupCtx); return nil })
+	g.Go(func() error { c.keepSeeds(groupCtx); return nil })
 	g.Go(func() error { c.rotate(groupCtx); return nil })
 	_ = g.Wait() // none fails
 	if c.closed.Load() {

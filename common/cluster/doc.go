@@ -10,6 +10,8 @@
 // exchanged with a random member every few seconds, so that a lost message is late and not lost. Lists are bounded; of a longer one
 // the beginning is told, and its length.
 //
+// Replicas are found by a list of addresses, and by records that each writes to the store which they share (seeds.go).
+//
 // Members of another plane are refused: each tells the id of its plane's store. What a member tells of itself is JSON whose
 // unknown fields are ignored, so that versions mix.
 //

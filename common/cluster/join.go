@@ -15,7 +15,7 @@ const (
 // join keeps this replica joined, for ever: memberlist forgets the dead after a while, so that after a long partition nobody
 // but this would bring the halves together again. Addresses at which a member is known to be are left alone.
 func (c *Cluster) join(ctx context.Context) {
-	if len(c.o.Config.Join) == 0 {
+	if len(c.o.Config.Join) == 0 && c.o.Seeds == nil {
 		return
 	}
 	backoff, warned := joinBase, false
@@ -75,9 +75,12 @@ type target struct {
 	err     error // it is not known
 }
 
-// resolve returns the addresses of the join list.
+// resolve returns the addresses of the join list, and those in the store.
 func (c *Cluster) resolve(ctx context.Context) []target {
 	var all []target
+	for _, address := range c.seeds() {
+		all = append(all, target{address: address})
+	}
 	for _, entry := range c.o.Config.Join {
 		host, port, err := splitAddress(entry, c.o.Config.BindPort)
 		if err != nil {
