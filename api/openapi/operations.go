@@ -305,7 +305,7 @@ func IssueToken(method, path, kind string, request *Schema) Operation {
 			Description: "The token.",
 			Headers:     map[string]Header{"Warning": header("Warning"), "Cache-Control": header("NoStore")},
 			Content:     text(),
-		}}, answerInvalid, answerForbidden, answerNotFound, answerTooLarge, answerMediaType),
+		}}, answerInvalid, answerForbidden, answerNotFound, answerTooLarge, answerMediaType, answerUnavailable),
 		Security: adminOnly,
 	}
 	if method == http.MethodPut {

@@ -148,15 +148,14 @@ func (s *Server) doImport(w http.ResponseWriter, r *http.Request) (importAnswer,
 	}
 	addImportWarnings(w, all)
 
-	snap := s.store.Snapshot()
-	p, err := planImport(snap, all)
+	p, err := planned(r.Context(), s, titleImport, func(snap *store.Snapshot) (importPlan, error) { return planImport(snap, all) })
 	if err != nil {
 		return importAnswer{}, err
 	}
 	if opts.dryRun {
 		w.Header().Set("Meridian-Dry-Run", "true")
 		p.counts.DryRun = true
-		p.counts.Revision = snap.Revision()
+		p.counts.Revision = p.at
 		return p.counts, nil
 	}
 	return s.commitImport(r.Context(), all, p)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"iter"
 	"maps"
@@ -58,6 +59,26 @@ type plan struct {
 	// record is the resource as it is stored then, the old one when nothing changes; nil for a deletion. Its Version is
 	// that of the state, which the commit replaces.
 	record *store.Record
+}
+
+// planned returns what plan makes of the newest state here. That keeps hopeless requests off the committer; but where other replicas
+// write to the store too, they may just have stored what was missing, or what a condition names. So a refusal is a refusal
+// by the latest state that any of them has.
+func planned[P any](ctx context.Context, s *Server, title string, plan func(*store.Snapshot) (P, error)) (P, error) {
+	snap := s.store.Snapshot()
+	p, err := plan(snap)
+	if err == nil {
+		return p, nil
+	}
+	ctx, cancel := s.commitContext(ctx)
+	defer cancel()
+	switch latest, failure := s.store.Latest(ctx); {
+	case failure != nil:
+		return p, storeProblem(title, failure)
+	case latest.Revision() > snap.Revision():
+		return plan(latest)
+	}
+	return p, err
 }
 
 // status is the code of a PUT that comes to p.

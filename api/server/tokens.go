@@ -12,6 +12,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/codec"
 	"github.com/meridian-mesh/meridian/api/openapi"
 	"github.com/meridian-mesh/meridian/api/tokens"
+	"github.com/meridian-mesh/meridian/common/store"
 )
 
 // Titles of errors about tokens.
@@ -143,9 +144,16 @@ func (s *Server) newToken(w http.ResponseWriter, r *http.Request, u user, k toke
 	if err != nil {
 		return "", tokens.Claims{}, err
 	}
-	raw, issued, err := s.tokens.Issue(s.store.Snapshot(), k.kind, tokens.Claims{
-		Name: req.name, Mesh: req.mesh, Tags: req.tags, Type: req.typ, Zone: req.zone, Scope: req.scope, Groups: req.groups,
-	}, validFor)
+	var issued tokens.Claims
+	raw, err := planned(r.Context(), s, titleIssueToken, func(snap *store.Snapshot) (raw string, err error) {
+		raw, issued, err = s.tokens.Issue(snap, k.kind, tokens.Claims{
+			Name: req.name, Mesh: req.mesh, Tags: req.tags, Type: req.typ, Zone: req.zone, Scope: req.scope, Groups: req.groups,
+		}, validFor)
+		return raw, err
+	})
+	if _, said := errors.AsType[*problem](err); said {
+		return "", tokens.Claims{}, err
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, tokens.ErrNoKey):

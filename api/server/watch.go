@@ -111,6 +111,14 @@ func (e endpoint) stream(w http.ResponseWriter, r *http.Request, f feed, types .
 	}
 	snap := e.store.Snapshot()
 	if resumed {
+		if after > snap.Revision() { // the event came from another replica, and this one has yet to see what it tells of
+			if snap, err = e.store.Latest(r.Context()); err != nil {
+				return &problem{
+					status: http.StatusServiceUnavailable, Title: titleList, retryAfter: 1, err: err,
+					Details: "This instance has not seen yet what the last event tells of, and its store does not answer",
+				}
+			}
+		}
 		if _, err := changesOf(snap, after, types); err != nil {
 			return gone(err)
 		}

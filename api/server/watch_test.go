@@ -25,6 +25,7 @@ import (
 	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/common/store/memory"
+	"github.com/meridian-mesh/meridian/common/store/storetest"
 )
 
 // sseEvent is what a client sees of an event.
@@ -449,12 +450,13 @@ func gauge(t *testing.T, reg *prometheus.Registry, name string) float64 {
 
 // follower rebuilds the state of a list from a watch that breaks off again and again.
 type follower struct {
-	url    string
+	urls   []string // of replicas of a plane: each connection is to one of them
 	client *http.Client
 	rng    *rand.Rand
 
 	state    map[string]string         // by name: the resource
 	versions map[string]store.Revision // by name: of the last event, for the order
+	atID     map[string]store.Revision // the same at lastID
 	lastID   string
 	relists  int
 	resumes  int
@@ -469,6 +471,7 @@ func (f *follower) run(ctx context.Context, until func(id string) bool) error {
 		if failure, ok := errors.AsType[*statusError](err); ok && failure.status == http.StatusGone {
 			f.lastID = ""
 			f.relists++
+			f.atID = nil
 			continue
 		}
 		if done || err != nil {
@@ -479,11 +482,15 @@ func (f *follower) run(ctx context.Context, until func(id string) bool) error {
 
 // once follows one connection until it is cut by choice.
 func (f *follower) once(ctx context.Context, until func(id string) bool) (bool, error) {
-	w, err := watch(ctx, f.client, f.url, f.lastID)
+	w, err := watch(ctx, f.client, f.urls[f.rng.IntN(len(f.urls))], f.lastID)
 	if err != nil {
 		return false, err
 	}
 	defer w.close()
+	if len(f.urls) > 1 { // another replica may be behind what this client has seen: an id tells it how far that was
+		f.versions = map[string]store.Revision{}
+		maps.Copy(f.versions, f.atID)
+	}
 	pending := maps.Clone(f.state) // what was applied since the last id counts only with the next
 	if f.lastID == "" {
 		pending = map[string]string{}
@@ -510,7 +517,7 @@ func (f *follower) once(ctx context.Context, until func(id string) bool) (bool, 
 		if ev.ID == "" {
 			continue
 		}
-		f.state, f.lastID = maps.Clone(pending), ev.ID
+		f.state, f.lastID, f.atID = maps.Clone(pending), ev.ID, maps.Clone(f.versions)
 		if err := f.check(f.state, ev.ID); err != nil {
 			return false, err
 		}
@@ -591,7 +598,13 @@ func (h *history) check(state map[string]string, id string) error {
 // id they were given. Deletions are soon forgotten, so that some of them come too late and have to start over. At every
 // id the state a watcher has rebuilt must be the store's at that revision.
 func TestWatchersMissNothing(t *testing.T) {
-	followWriters(t, nil)
+	followWriters(t, nil, memory.New())
+}
+
+// Nor do those who are led to another replica with each connection, while others write on all of them.
+func TestWatchersOfReplicasMissNothing(t *testing.T) {
+	db := storetest.NewDatabase()
+	followWriters(t, nil, db.Replica(), db.Replica())
 }
 
 // The test above finds these faults of a watch, each a way to get it wrong.
@@ -617,7 +630,7 @@ func TestTheWatchTestFindsFaults(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			// One run may end before the fault has shown, on a machine that is busy.
 			for range 5 {
-				if err := followWriters(t, tc.fault); err != nil {
+				if err := followWriters(t, tc.fault, memory.New()); err != nil {
 					t.Log(err)
 					return
 				}
@@ -627,35 +640,45 @@ func TestTheWatchTestFindsFaults(t *testing.T) {
 	}
 }
 
-// followWriters runs writers and watchers. With a fault, which each watch shows its client, it returns what was found;
-// without one it fails the test.
-func followWriters(t *testing.T, fault func(sseEvent, int) (sseEvent, bool)) error {
+// followWriters runs writers and watchers on planes that share what the backends lead to. With a fault, which each watch shows
+// its client, it returns what was found; without one it fails the test.
+func followWriters(t *testing.T, fault func(sseEvent, int) (sseEvent, bool), backends ...store.Backend) error {
 	t.Helper()
 	const writers, watchers, writes, names = 4, 6, 400, 12
-	st, err := store.Open(t.Context(), memory.New(), store.Options{MaxTombstones: 4})
-	if err != nil {
-		t.Fatal(err)
+	var planes []*plane
+	var urls []string
+	var client *http.Client
+	for _, b := range backends {
+		st, err := store.Open(t.Context(), b, store.Options{MaxTombstones: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = st.Close() }()
+		p, c, url := serving(t, func(o *Options) { o.Store = st; o.WatchHeartbeat = 20 * time.Millisecond })
+		if fault != nil {
+			ts := httptest.NewServer(faulty(p.srv.Handler(), fault))
+			defer ts.Close()
+			url = ts.URL
+		}
+		planes, urls, client = append(planes, p), append(urls, url+"/meshes?watch=true"), c
 	}
-	defer func() { _ = st.Close() }()
-	p, client, url := serving(t, func(o *Options) { o.Store = st; o.WatchHeartbeat = 20 * time.Millisecond })
-	if fault != nil {
-		ts := httptest.NewServer(faulty(p.srv.Handler(), fault))
-		defer ts.Close()
-		url = ts.URL
-	}
+	st := planes[0].store
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 
 	h := &history{byID: map[string]map[string]string{}}
 	stop := make(chan struct{})
 	var recording sync.WaitGroup
-	recording.Go(func() { h.record(st, stop) })
+	for _, p := range planes {
+		recording.Go(func() { h.record(p.store, stop) })
+	}
 
 	var writing, following sync.WaitGroup
 	for i := range writers {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
 		writing.Go(func() {
 			for n := range writes {
+				p := planes[rng.IntN(len(planes))]
 				name := fmt.Sprintf("m%d-%d", i, rng.IntN(names)) // each writer has its own, so that n grows per name
 				if rng.IntN(4) == 0 {
 					p.do("DELETE", "/meshes/"+name, "")
@@ -677,14 +700,18 @@ func followWriters(t *testing.T, fault func(sseEvent, int) (sseEvent, bool)) err
 	all := make([]*follower, watchers)
 	for i := range all {
 		all[i] = &follower{
-			url: url + "/meshes?watch=true", client: client, rng: rand.New(rand.NewPCG(seed, uint64(100+i))),
+			urls: urls, client: client, rng: rand.New(rand.NewPCG(seed, uint64(100+i))),
 			state: map[string]string{}, versions: map[string]store.Revision{}, check: h.check,
 		}
 		following.Go(func() { failures <- all[i].run(t.Context(), until) })
 	}
 	writing.Wait()
 	ended.Lock()
-	final = fmt.Sprintf("%s-%d", st.ID(), st.Snapshot().Revision())
+	latest, err := st.Latest(t.Context())
+	if err != nil {
+		t.Error(err)
+	}
+	final = fmt.Sprintf("%s-%d", st.ID(), latest.Revision())
 	ended.Unlock()
 	following.Wait()
 	close(stop)

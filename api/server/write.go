@@ -180,7 +180,7 @@ func (e endpoint) put(w http.ResponseWriter, r *http.Request, a *audit) (written
 		return written{}, violated(title, found)
 	}
 	d := draft{key: key, spec: doc.Spec, labels: doc.Labels, now: time.Now().UTC(), pre: pre}
-	p, err := e.planPut(snap, d)
+	p, err := planned(r.Context(), e.Server, titleProcess, func(snap *store.Snapshot) (plan, error) { return e.planPut(snap, d) })
 	if err != nil {
 		return written{}, err
 	}
@@ -270,7 +270,9 @@ func (e endpoint) delete(_ http.ResponseWriter, r *http.Request, a *audit) (writ
 	key := e.key(r)
 	snap := e.store.Snapshot()
 	online := e.d.Name == resource.ZoneType && e.zoneOnline(snap, key)
-	p, err := e.planDelete(snap, key, a.user, online, pre)
+	p, err := planned(r.Context(), e.Server, titleDelete, func(snap *store.Snapshot) (plan, error) {
+		return e.planDelete(snap, key, a.user, online, pre)
+	})
 	if err != nil {
 		return written{}, err
 	}

@@ -126,6 +126,18 @@ func (s *Store) Update(ctx context.Context, fn func(head *Snapshot) ([]Op, error
 	return s.update(ctx, &request{fn: fn, answered: make(chan answer, 1)})
 }
 
+// Latest returns a snapshot that has what any replica had committed when Latest was called. Snapshot may be some milliseconds
+// behind that, and longer while the storage is away, when Latest fails as Update does. It costs a turn to write; in a
+// store that has its storage for itself nothing, because there Snapshot is the latest.
+func (s *Store) Latest(ctx context.Context) (*Snapshot, error) {
+	if s.shared != nil {
+		if _, err := s.Update(ctx, func(*Snapshot) ([]Op, error) { return nil, nil }); err != nil {
+			return nil, err
+		}
+	}
+	return s.Snapshot(), nil
+}
+
 func (s *Store) update(ctx context.Context, r *request) (Revision, error) {
 	if err := s.Err(); err != nil {
 		return 0, err

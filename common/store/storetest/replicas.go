@@ -129,6 +129,9 @@ func ReplicaCases() []Case {
 					e.fatalf("read: %w", err)
 				}
 				e.equal("records", i, seen)
+				latest, err := replicas[(i+1)%3].Latest(e.ctx)
+				e.must("latest state", err)
+				e.equal("records of the latest state", i, latest.Count("T", ""))
 				e.equal("revision", store.Revision(i+1), e.commit(replicas[(i+1)%3], store.Put(record("T", "m", fmt.Sprint(i), "1")).If(0)))
 				e.refusedAnyway(replicas[(i+2)%3], store.ErrConflict, store.Put(record("T", "m", fmt.Sprint(i), "2")).If(0))
 			}
