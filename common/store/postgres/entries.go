@@ -148,9 +148,8 @@ func (b *Backend) read(
 	}
 	batch.Queue(selectHead).QueryRow(head.scan)
 	batch.Queue(selectCommit, after).QueryRow(func(row pgx.Row) error { return row.Scan(&commit, &oldest) })
-	batch.Queue("SELECT 1").QueryRow(func(row pgx.Row) error { // a place to stop before the first page is read
-		var one int
-		if err := row.Scan(&one); err != nil || since != nil {
+	batch.Queue(selectCompatible).QueryRow(func(row pgx.Row) error { // the place to stop before the first page is read
+		if err := b.checkSchema(row); err != nil || since != nil {
 			return err
 		}
 		return b.sameHistory(head, known, commit, oldest)

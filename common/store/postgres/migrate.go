@@ -78,11 +78,8 @@ func migrate(ctx context.Context, c *pgx.Conn, steps []migration, allowed bool) 
 		switch {
 		case version == newest:
 			return nil
-		case version > newest && compatible > newest:
-			return fmt.Errorf("%w: it has version %d, which needs a program that knows version %d; this one knows %d",
-				ErrSchema, version, compatible, newest)
 		case version > newest:
-			return nil
+			return checkCompatible(version, compatible, newest)
 		case !allowed:
 			return fmt.Errorf("%w: it has version %d, this program needs %d", ErrMigrationsPending, version, newest)
 		}
@@ -90,6 +87,8 @@ func migrate(ctx context.Context, c *pgx.Conn, steps []migration, allowed bool) 
 			if _, err := tx.Exec(ctx, createVersions); err != nil {
 				return fmt.Errorf("make the table of migrations: %w", err)
 			}
+		} else if _, err := tx.Exec(ctx, selectHead+" FOR UPDATE"); err != nil { // between the turns of those that run
+			return fmt.Errorf("wait for the replicas' turns to end: %w", err)
 		}
 		for _, m := range steps[version:] {
 			if _, err := tx.Exec(ctx, m.sql); err != nil {
@@ -104,6 +103,15 @@ func migrate(ctx context.Context, c *pgx.Conn, steps []migration, allowed bool) 
 		return nil
 	})
 	return applied, err
+}
+
+// checkCompatible refuses a schema of a version that needs a program that knows more than this one.
+func checkCompatible(version, compatible, known int) error {
+	if compatible > known {
+		return fmt.Errorf("%w: it has version %d, which needs a program that knows version %d; this one knows %d",
+			ErrSchema, version, compatible, known)
+	}
+	return nil
 }
 
 const createVersions = `CREATE TABLE meridian_schema (

@@ -79,12 +79,20 @@ func TestASchemaOfALaterVersion(t *testing.T) {
 	})
 	t.Run("that is not is refused", func(t *testing.T) {
 		d := database(t)
-		if _, err := postgres.Migrate(t.Context(), postgres.Options{URL: d.URL()}); err != nil {
-			t.Fatal(err)
-		}
+		running := openURL(t, d.URL(), postgres.Options{})
+		mustPut(t, running, "a", "1")
 		d.Exec(t, later("max(version) + 1"))
-		if _, err := open(t, postgres.Options{URL: d.URL()}); !errors.Is(err, postgres.ErrSchema) {
+		_, err := open(t, postgres.Options{URL: d.URL()})
+		if !errors.Is(err, postgres.ErrSchema) || !strings.Contains(err.Error(), "it has version 2, which needs a program that knows version 2; this one knows 1") {
 			t.Errorf("error %v", err)
+		}
+		// Nor does a program write that was there before.
+		_, err = running.Update(t.Context(), put("b", "1"))
+		if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, postgres.ErrSchema) {
+			t.Errorf("a program that runs: error %v", err)
+		}
+		if _, ok := running.Snapshot().Get(store.Key{Type: "T", Mesh: "m", Name: "a"}); !ok {
+			t.Error("and it has forgotten what it knew")
 		}
 	})
 }

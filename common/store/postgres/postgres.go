@@ -38,6 +38,7 @@ type Backend struct {
 	o       Options
 	pool    *pgxpool.Pool
 	channel string // of notifications
+	knows   int    // the newest version of the schema that this program knows
 
 	// Of one call at a time, as the interface promises.
 	turn *pgxpool.Conn // in a transaction that has the head row locked; nil: not this replica's turn
@@ -93,14 +94,14 @@ func Migrate(ctx context.Context, o Options) ([]string, error) {
 		return nil, fmt.Errorf("connect to the database: %w", err)
 	}
 	defer pool.Close()
-	return migratePool(ctx, pool, true)
-}
-
-func migratePool(ctx context.Context, pool *pgxpool.Pool, allowed bool) ([]string, error) {
 	steps, err := migrations(migrationFiles)
 	if err != nil {
 		return nil, err
 	}
+	return migratePool(ctx, pool, steps, true)
+}
+
+func migratePool(ctx context.Context, pool *pgxpool.Pool, steps []migration, allowed bool) ([]string, error) {
 	c, err := pool.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the database: %w", err)
@@ -127,7 +128,12 @@ func (b *Backend) start(ctx context.Context) error {
 }
 
 func (b *Backend) prepare(ctx context.Context) error {
-	applied, err := migratePool(ctx, b.pool, !b.o.NoMigrations)
+	steps, err := migrations(migrationFiles)
+	if err != nil {
+		return err
+	}
+	b.knows = steps[len(steps)-1].version
+	applied, err := migratePool(ctx, b.pool, steps, !b.o.NoMigrations)
 	if err != nil {
 		return err
 	}
@@ -218,6 +224,19 @@ func (h *headRow) scan(row pgx.Row) error {
 	return row.Scan(&h.id, &h.revision, &h.compacted, &h.commit)
 }
 
+// selectCompatible is asked once more with each turn and each look at what others wrote: a newer program may have changed the schema
+// since this one started.
+const selectCompatible = "SELECT max(version), max(compatible) FROM meridian_schema"
+
+// checkSchema refuses a schema that this program cannot work with.
+func (b *Backend) checkSchema(row pgx.Row) error {
+	var version, compatible int
+	if err := row.Scan(&version, &compatible); err != nil {
+		return err
+	}
+	return checkCompatible(version, compatible, b.knows)
+}
+
 // lockHead begins a transaction on c that has the head row. A client that falls silent in it loses it in half the time that the
 // others wait.
 func (b *Backend) lockHead(ctx context.Context, c *pgx.Conn) (headRow, error) {
@@ -227,6 +246,7 @@ func (b *Backend) lockHead(ctx context.Context, c *pgx.Conn) (headRow, error) {
 		milliseconds(b.o.Timeout), milliseconds(b.o.Timeout/2))
 	var head headRow
 	batch.Queue(selectHead + " FOR UPDATE").QueryRow(head.scan)
+	batch.Queue(selectCompatible).QueryRow(b.checkSchema) // a migration takes the row too
 	err := c.SendBatch(ctx, &batch).Close()
 	return head, err
 }
