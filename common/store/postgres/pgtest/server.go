@@ -26,6 +26,7 @@ type Server struct {
 	bin, dir   string
 	port       int
 	settings   []string
+	env        []string // more of the server's environment
 	credential *syscall.Credential // whom it runs as; nil: as this process
 	process    *exec.Cmd           // nil: not running
 	exited     chan struct{}
@@ -171,6 +172,7 @@ func (s *Server) start() error {
 	}
 	defer func() { _ = log.Close() }() // the server has it
 	cmd := s.command("postgres", args...)
+	cmd.Env = append(cmd.Env, s.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start postgres: %w", err)
