@@ -38,6 +38,12 @@ type dataPlane struct {
 	mads       *mads.Server      // nil: switched off
 }
 
+// members are those of the cluster, which is made after the registry that is told of them.
+type members struct{ *Zone }
+
+func (m members) Gone(instance string) bool { return m.cluster.Gone(instance) }
+func (m members) Changed() <-chan struct{}  { return m.cluster.Changed() }
+
 // status passes what becomes of configurations to the registry, which is made after the reconciler that it tells of proxies.
 type status struct{ *proxies.Registry }
 
@@ -61,9 +67,13 @@ func (z *Zone) newDataPlane(ctx context.Context, reg prometheus.Registerer) erro
 		return fmt.Errorf("reconcile: %w", err)
 	}
 	cfg.Proxies.Auth = cfg.DPServer.Auth.Type
+	var others proxies.Members
+	if cfg.Cluster.Enabled() {
+		others = members{z}
+	}
 	d.registry, err = proxies.New(ctx, proxies.Options{
 		Config: cfg.Proxies, Zone: cfg.Multizone.Zone.Name, InstanceID: cfg.General.InstanceID, Store: z.store,
-		Authority: tokens.NewAuthority(), Watcher: d.reconciler, Registerer: reg, Log: z.log.With("component", "proxies"),
+		Authority: tokens.NewAuthority(), Members: others, Watcher: d.reconciler, Registerer: reg, Log: z.log.With("component", "proxies"),
 	})
 	if err != nil {
 		return err

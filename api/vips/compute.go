@@ -56,6 +56,8 @@ type Input struct {
 	VirtualOutbounds map[string]*meshv1.VirtualOutbound
 	// Names are further ones, such as those of gateways that other meshes may use.
 	Names []Name
+	// Keep has what the previous table has and nothing asks for stay as it is: for who may not know yet of all that asks.
+	Keep bool
 }
 
 // Name is a host name and port, and where it leads.
@@ -99,6 +101,9 @@ func Compute(prev Table, in Input) (Table, []error) {
 	c.virtualOutbounds()
 	for _, n := range slices.SortedFunc(slices.Values(in.Names), compareNames) {
 		c.name(FQDN, n.Host, Outbound{n.Port, n.Tags, n.Origin})
+	}
+	if in.Keep {
+		c.keep(prev)
 	}
 	t := c.allocate(prev)
 	if more := len(c.problems) - maxProblems; more > 0 {
@@ -334,6 +339,20 @@ func (r renderer) render(tags map[string]string) (host string, port uint32, used
 		return "", 0, nil, fmt.Errorf("conf.port gives %.100q, which is not a port", text)
 	}
 	return host, uint32(n), used, nil
+}
+
+// keep adds the entries and ports of a table that nothing asks for.
+func (c *computation) keep(prev Table) {
+	for e, a := range prev {
+		if c.table[e] == nil {
+			c.table[e] = make(map[uint32]Outbound)
+		}
+		for _, o := range a.Outbounds {
+			if port := cmp.Or(o.Port, c.in.ServiceVIPPort); c.table[e][port].TagSet == nil {
+				c.table[e][port] = o
+			}
+		}
+	}
 }
 
 // allocate gives every entry an address.

@@ -6,6 +6,10 @@
 // then. Its credential is looked at with every request, and a stream ends as soon as the credential is no longer good: one
 // goroutine watches the store for all streams.
 //
+// Several processes may serve a zone, on one store. A proxy has its streams at any of them, and what is known of it is an insight
+// that all of them write, each the subscriptions of its own streams: merge.go has the rules. That a proxy is to be removed is
+// announced there too, so that another process calls it off, or does it when the one that announced it has died: attend.go.
+//
 // When the resource of a connected proxy is deleted, over HTTP say, its streams end. The proxy comes back by itself: one that
 // brings its resource is registered again, any other is told that there is none. So a deletion is never undone silently by
 // a stream that was open before, and never leaves a proxy configured that the API does not show.

@@ -1,13 +1,13 @@
 package proxies
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -73,78 +73,6 @@ func (i *insight) encode(kind Kind) ([]byte, error) {
 		return nil, fmt.Errorf("encode the insight: %w", err)
 	}
 	return b, nil
-}
-
-// newest is the newest subscription, nil when there is none.
-func (i *insight) newest() *meshv1.DiscoverySubscription {
-	if len(i.subscriptions) == 0 {
-		return nil
-	}
-	return i.subscriptions[len(i.subscriptions)-1]
-}
-
-// open adds a subscription and closes the others.
-func (i *insight) open(instance string, v *meshv1.Version) *meshv1.DiscoverySubscription {
-	now := timestamppb.Now()
-	i.closeAll(now)
-	sub := &meshv1.DiscoverySubscription{
-		Id: uuid.NewString(), ControlPlaneInstanceId: instance, ConnectTime: now, Version: v,
-		Status: &meshv1.DiscoverySubscriptionStatus{
-			LastUpdateTime: now, Total: &meshv1.DiscoveryServiceStats{}, Cds: &meshv1.DiscoveryServiceStats{},
-			Eds: &meshv1.DiscoveryServiceStats{}, Lds: &meshv1.DiscoveryServiceStats{}, Rds: &meshv1.DiscoveryServiceStats{},
-		},
-	}
-	for _, s := range i.subscriptions {
-		s.Deregistering = false
-	}
-	i.subscriptions = append(i.subscriptions, sub)
-	i.trim()
-	return sub
-}
-
-func (i *insight) trim() {
-	if over := len(i.subscriptions) - subscriptionsKept; over > 0 {
-		i.subscriptions = slices.Clone(i.subscriptions[over:])
-	}
-}
-
-// closeAll gives every open subscription a disconnect time and reports whether there was one.
-func (i *insight) closeAll(at *timestamppb.Timestamp) bool {
-	changed := false
-	for _, s := range i.subscriptions {
-		if s.GetDisconnectTime() == nil {
-			s.DisconnectTime, changed = at, true
-		}
-	}
-	return changed
-}
-
-// shut closes the subscription of a stream that has ended. remaining is that of the newest stream that has not, if there is
-// one: it was closed when a newer one came, and is what keeps the proxy connected now.
-func (i *insight) shut(sub, remaining *meshv1.DiscoverySubscription) {
-	if sub.GetDisconnectTime() == nil {
-		sub.DisconnectTime = timestamppb.Now()
-	}
-	if remaining.GetDisconnectTime() == nil { // also when there is none
-		return
-	}
-	remaining.DisconnectTime = nil
-	i.subscriptions = append(slices.DeleteFunc(i.subscriptions, func(s *meshv1.DiscoverySubscription) bool { return s == remaining }), remaining)
-	i.trim()
-}
-
-// loadInsight reads what is stored of a proxy. It starts over when the resource is new, or what is stored cannot be read.
-func (r *Registry) loadInsight(kind Kind, key store.Key) *insight {
-	rec, ok := r.store.Snapshot().Get(key)
-	if !ok || rec.Origin != "" {
-		return &insight{}
-	}
-	i, err := decodeInsight(kind, rec.Spec)
-	if err != nil {
-		r.log.Error("a stored insight cannot be read and starts over", "type", key.Type, "mesh", key.Mesh, "name", key.Name, "err", err)
-		return &insight{}
-	}
-	return i
 }
 
 // markLocked notes that the proxy's insight must be stored; urgent means without waiting for the interval.
@@ -213,6 +141,20 @@ type Certificate struct {
 	Issued, NotAfter time.Time
 }
 
+func (c *Certificate) equal(o *Certificate) bool {
+	if c == nil || o == nil {
+		return c == o
+	}
+	return c.Backend == o.Backend && slices.Equal(c.Supported, o.Supported) && c.Issued.Equal(o.Issued) && c.NotAfter.Equal(o.NotAfter)
+}
+
+// certified is what was told of a proxy's certificate while it has been connected here: nothing yet, that it needs none (nil),
+// or one.
+type certified struct {
+	told bool
+	is   *Certificate
+}
+
 // Certificate tells of the identity of a connected proxy; nil: its mesh has no mutual TLS. It does nothing for one that is
 // not connected.
 func (r *Registry) Certificate(nodeID string, c *Certificate) {
@@ -222,26 +164,10 @@ func (r *Registry) Certificate(nodeID string, c *Certificate) {
 	if p == nil {
 		return
 	}
-	old := p.insight.mtls
-	if c == nil {
-		if old != nil {
-			p.insight.mtls = nil
-			r.markLocked(p, false)
-		}
+	if p.certificate.told && p.certificate.is.equal(c) {
 		return
 	}
-	now := &meshv1.DataplaneInsight_MTLS{
-		CertificateExpirationTime: timestamppb.New(c.NotAfter), LastCertificateRegeneration: timestamppb.New(c.Issued),
-		IssuedBackend: c.Backend, SupportedBackends: slices.Clone(c.Supported), CertificateRegenerations: old.GetCertificateRegenerations(),
-	}
-	if proto.Equal(old, now) {
-		return
-	}
-	if old == nil || !old.GetCertificateExpirationTime().AsTime().Equal(c.NotAfter) || old.GetIssuedBackend() != c.Backend ||
-		!slices.Equal(old.GetSupportedBackends(), c.Supported) {
-		now.CertificateRegenerations++
-	}
-	p.insight.mtls = now
+	p.certificate = certified{told: true, is: c}
 	r.markLocked(p, false)
 }
 
@@ -323,8 +249,11 @@ func (r *Registry) shutDown(ctx context.Context) error {
 		for _, s := range slices.Concat(p.streams, p.aside) {
 			s.endLocked(errShuttingDown)
 		}
-		if p.insight != nil && p.insight.closeAll(now) {
-			r.dirty[p] = struct{}{}
+		for _, sub := range p.subscriptions {
+			if sub.GetDisconnectTime() == nil {
+				sub.DisconnectTime = now
+				r.dirty[p] = struct{}{}
+			}
 		}
 	}
 	r.mu.Unlock()
@@ -334,13 +263,30 @@ func (r *Registry) shutDown(ctx context.Context) error {
 	return nil
 }
 
-// encoded is an insight on its way to the store.
-type encoded struct {
+// merged is the insight of a proxy on its way to the store.
+type merged struct {
 	proxy *proxy
-	spec  []byte
+	with  *store.Record // what was stored; nil: nothing
+	put   *store.Record // nil: that is as it should be
+	// subscriptions are those of this process that are in it, ended those of them that will not change any more.
+	subscriptions, ended []*subscription
+}
+
+// live is the subscription of the newest stream that has neither ended nor is about to; nil when there is none. It is called with
+// Registry.mu held.
+func (p *proxy) live() *subscription {
+	for _, s := range slices.Backward(p.streams) {
+		if s.sub.GetDisconnectTime() == nil && s.Err() == nil {
+			return s.sub
+		}
+	}
+	return nil
 }
 
 // flush stores what has changed in one batch. What could not be stored stays to be.
+//
+// Insights are made outside of the committer, from the snapshot, and made again there where another process has written one
+// meanwhile.
 func (r *Registry) flush(ctx context.Context) error {
 	r.mu.Lock()
 	changed := slices.Collect(maps.Keys(r.dirty))
@@ -349,23 +295,34 @@ func (r *Registry) flush(ctx context.Context) error {
 	if len(changed) == 0 {
 		return nil
 	}
-	batch := make([]encoded, 0, len(changed))
+	now := time.Now().UTC()
+	batch := make([]merged, 0, len(changed))
+	snap := r.store.Snapshot()
 	for _, p := range changed {
-		r.mu.Lock()
-		spec, err := p.insight.encode(p.kind)
-		r.mu.Unlock()
+		m, err := r.merge(snap, p, now)
 		if err != nil {
 			r.log.ErrorContext(ctx, "an insight cannot be stored", "type", p.insKey.Type, "mesh", p.insKey.Mesh, "name", p.insKey.Name, "err", err)
 			continue
 		}
-		batch = append(batch, encoded{p, spec})
+		batch = append(batch, m)
 	}
-	now := time.Now().UTC()
+	var final []merged // written by the update, which may still run when it was given up: read only after success
 	_, err := r.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		ops := make([]store.Op, 0, len(batch))
-		for _, e := range batch {
-			if op, ok := putInsight(head, e, now); ok {
-				ops = append(ops, op)
+		final = slices.Clone(batch)
+		var ops []store.Op
+		for k := range final {
+			m := &final[k]
+			if owner, ok := head.Get(m.proxy.key); !ok || owner.Origin != "" {
+				continue // an insight goes with its owner
+			}
+			if stored, _ := head.Get(m.proxy.insKey); stored != m.with {
+				var err error
+				if *m, err = r.merge(head, m.proxy, now); err != nil {
+					return nil, err
+				}
+			}
+			if m.put != nil {
+				ops = append(ops, store.Put(m.put))
 			}
 		}
 		return ops, nil
@@ -374,29 +331,53 @@ func (r *Registry) flush(ctx context.Context) error {
 	defer r.mu.Unlock()
 	if err != nil {
 		r.metrics.flushes.WithLabelValues("failed").Inc()
-		for _, e := range batch {
-			r.markLocked(e.proxy, false)
+		for _, m := range batch {
+			r.markLocked(m.proxy, false)
 		}
 		return fmt.Errorf("store %d insights: %w", len(batch), err)
 	}
 	r.metrics.flushes.WithLabelValues("stored").Inc()
-	for _, e := range batch {
-		r.forgetLocked(e.proxy)
+	for _, m := range final {
+		for _, s := range m.subscriptions {
+			s.stored, s.back = true, false
+		}
+		m.proxy.subscriptions = slices.DeleteFunc(m.proxy.subscriptions, func(s *subscription) bool { return slices.Contains(m.ended, s) })
+		r.forgetLocked(m.proxy)
 	}
 	return nil
 }
 
-// putInsight makes the op that stores an insight. There is none when the proxy's resource is gone: an insight goes with it.
-func putInsight(head *store.Snapshot, e encoded, now time.Time) (store.Op, bool) {
-	if owner, ok := head.Get(e.proxy.key); !ok || owner.Origin != "" {
-		return store.Op{}, false
-	}
-	rec := &store.Record{Key: e.proxy.insKey, Spec: e.spec, Created: now, Modified: now}
-	if old, ok := head.Get(rec.Key); ok {
-		if old.Origin != "" {
-			return store.Op{}, false
+// merge makes the insight of a proxy from what is stored of it and what this process knows.
+func (r *Registry) merge(view *store.Snapshot, p *proxy, now time.Time) (merged, error) {
+	m := merged{proxy: p}
+	rec := &store.Record{Key: p.insKey, Created: now, Modified: now}
+	i := &insight{}
+	if m.with, _ = view.Get(p.insKey); m.with != nil {
+		if m.with.Origin != "" {
+			return m, nil // as another plane sees the proxy
 		}
-		rec.Created, rec.Labels = old.Created, old.Labels
+		rec.Created, rec.Labels = m.with.Created, m.with.Labels
+		var err error
+		if i, err = decodeInsight(p.kind, m.with.Spec); err != nil {
+			r.log.Error("a stored insight cannot be read and starts over", "type", p.insKey.Type, "mesh", p.insKey.Mesh, "name", p.insKey.Name, "err", err)
+			i = &insight{}
+		}
 	}
-	return store.Put(rec), true
+	r.mu.Lock()
+	m.subscriptions = slices.Clone(p.subscriptions)
+	for _, s := range p.subscriptions {
+		if s.GetDisconnectTime() != nil {
+			m.ended = append(m.ended, s)
+		}
+	}
+	i.merge(p.subscriptions, p.live(), p.certificate, timestamppb.New(now))
+	spec, err := i.encode(p.kind)
+	r.mu.Unlock()
+	if err != nil {
+		return m, err
+	}
+	if m.with == nil || !bytes.Equal(m.with.Spec, spec) {
+		rec.Spec, m.put = spec, rec
+	}
+	return m, nil
 }

@@ -514,7 +514,7 @@ func TestSubscriptionsThatNobodyKeepsAreClosed(t *testing.T) {
 		pause(7 * time.Minute)
 		rec, _ := r.store.Snapshot().Get(store.Key{Type: "DataplaneInsight", Mesh: "default", Name: "orphan"})
 		i, err := decodeInsight(Sidecar, rec.Spec)
-		if err != nil || connected(i) {
+		if err != nil || i.open() != nil {
 			t.Errorf("the subscription is left open: %v %v", i, err)
 		}
 		pause(5 * time.Hour)

@@ -51,8 +51,10 @@ type rig struct {
 	registry *Registry
 	events   *events
 	instance string
+	members  Members
 	cfg      Config
 	stop     func()
+	dead     bool
 }
 
 // events are what the watcher was told.
@@ -74,6 +76,14 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 		change(&r.cfg)
 	}
 	r.openStore()
+	r.furnish()
+	r.start()
+	return r
+}
+
+// furnish stores what there is before any proxy.
+func (r *rig) furnish() {
+	r.Helper()
 	r.put(string(resource.Mesh), "", "default", &meshv1.Mesh{})
 	r.put(string(resource.Mesh), "", "other", &meshv1.Mesh{})
 	r.secret(tokens.SigningKey(tokens.Dataplane, "default", 1), keys()[0])
@@ -81,8 +91,6 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	r.secret(tokens.SigningKey(tokens.Zone, "", 1), keys()[2])
 	r.secret(tokens.SigningKey(tokens.ZoneIngress, "", 1), keys()[3])
 	r.secret(tokens.SigningKey(tokens.User, "", 1), keys()[4])
-	r.start()
-	return r
 }
 
 func (r *rig) openStore() {
@@ -100,7 +108,7 @@ func (r *rig) start() {
 	r.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	reg, err := New(ctx, Options{
-		Config: r.cfg, Zone: "zone-1", InstanceID: r.instance, Store: r.store, Authority: tokens.NewAuthority(), Watcher: r.events,
+		Config: r.cfg, Zone: "zone-1", InstanceID: r.instance, Store: r.store, Authority: tokens.NewAuthority(), Members: r.members, Watcher: r.events,
 		Log: slog.New(slog.NewTextHandler(r.Output(), nil)),
 	})
 	if err != nil {
@@ -209,8 +217,13 @@ func (r *rig) dataplane() *meshv1.Dataplane {
 
 func (r *rig) insight() *meshv1.DataplaneInsight {
 	r.Helper()
+	return r.insightOf("backend-1")
+}
+
+func (r *rig) insightOf(name string) *meshv1.DataplaneInsight {
+	r.Helper()
 	i := &meshv1.DataplaneInsight{}
-	if rec, ok := r.store.Snapshot().Get(store.Key{Type: "DataplaneInsight", Mesh: "default", Name: "backend-1"}); ok {
+	if rec, ok := r.store.Snapshot().Get(store.Key{Type: "DataplaneInsight", Mesh: "default", Name: name}); ok {
 		if err := proto.Unmarshal(rec.Spec, i); err != nil {
 			r.Fatal(err)
 		}

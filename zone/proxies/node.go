@@ -54,6 +54,11 @@ func kindOf(t string) (Kind, bool) {
 	return Kind(max(i, 0)), i >= 0
 }
 
+// kindOfInsight returns the kind whose insights have a resource type.
+func kindOfInsight(t string) Kind {
+	return Kind(slices.IndexFunc(kinds[:], func(row kindRow) bool { return string(row.insight) == t })) //nolint:gosec // one of them
+}
+
 // NodeID is the key of a proxy's configuration. It is the id of the proxy's node, except that egresses are kept apart from
 // ingresses, whose nodes may have the same id. mesh is "" for both.
 func NodeID(kind Kind, mesh, name string) string {

@@ -24,6 +24,8 @@ import (
 type registration struct {
 	brought bool // by the proxy
 	created bool // now
+	// subscription is that of the new stream, where it had to be stored with the registration; else nil.
+	subscription *subscription
 }
 
 // brought is the resource that a proxy brings, right by itself.
@@ -35,8 +37,8 @@ type brought struct {
 
 // enrolment is what admitting a proxy does to a state.
 type enrolment struct {
-	old, mesh *store.Record // what it depends on; nil where there is none
-	ops       []store.Op
+	old, mesh, insight *store.Record // what it depends on; nil where there is none
+	ops                []store.Op
 	registration
 }
 
@@ -44,8 +46,8 @@ type enrolment struct {
 //
 // It is decided twice like every write: on the snapshot, which keeps hopeless proxies off the committer, and by the state
 // that the batch is applied to. A proxy whose resource is stored already goes to the committer all the same, since its
-// removal may be under way there.
-func (r *Registry) register(ctx context.Context, n *node, c credential) (registration, error) {
+// removal may be under way there, by whatever process; one that brings none does where that is to be expected.
+func (r *Registry) register(ctx context.Context, n *node, c credential, aside bool) (registration, error) {
 	// Of strangers nothing is even read.
 	if snap := r.store.Snapshot(); c.required && (n.kind != Sidecar || hasMesh(snap, n.mesh)) {
 		if _, err := r.verify(snap, n, c); err != nil {
@@ -57,8 +59,8 @@ func (r *Registry) register(ctx context.Context, n *node, c credential) (registr
 		return registration{}, err
 	}
 	now := time.Now().UTC()
-	plan, err := r.enrol(r.store.Snapshot(), n, c, b, now)
-	if err != nil || b == nil {
+	plan, err := r.enrol(r.store.Snapshot(), n, c, b, aside, now)
+	if err != nil || b == nil && len(plan.ops) == 0 {
 		return plan.registration, err
 	}
 	// Whether the stream still is there or not, what becomes of the batch has to be known: what is registered must be removed when
@@ -69,9 +71,10 @@ func (r *Registry) register(ctx context.Context, n *node, c credential) (registr
 	_, err = r.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
 		old, _ := head.Get(n.key())
 		mesh, _ := head.Get(meshKey(n))
-		if final = plan; old != plan.old || mesh != plan.mesh {
+		insight, _ := head.Get(n.insightKey())
+		if final = plan; old != plan.old || mesh != plan.mesh || insight != plan.insight {
 			var err error
-			if final, err = r.enrol(head, n, c, b, now); err != nil {
+			if final, err = r.enrol(head, n, c, b, aside, now); err != nil {
 				return nil, err
 			}
 		}
@@ -137,10 +140,11 @@ func hasMesh(snap *store.Snapshot, mesh string) bool {
 }
 
 // enrol says what admitting the proxy does to a state, or why it is refused.
-func (r *Registry) enrol(view *store.Snapshot, n *node, c credential, b *brought, now time.Time) (enrolment, error) {
+func (r *Registry) enrol(view *store.Snapshot, n *node, c credential, b *brought, aside bool, now time.Time) (enrolment, error) {
 	var e enrolment
 	var exists, meshThere bool
 	e.old, exists = view.Get(n.key())
+	e.insight, _ = view.Get(n.insightKey())
 	if n.kind == Sidecar {
 		// A proxy that is known keeps what it has when its mesh is gone; a token of the mesh cannot be verified then.
 		if e.mesh, meshThere = view.Get(meshKey(n)); !meshThere && (!exists || c.required) {
@@ -170,11 +174,16 @@ func (r *Registry) enrol(view *store.Snapshot, n *node, c credential, b *brought
 	}
 	switch {
 	case b != nil:
-		return e, r.enrolBrought(view, &e, n, claims, b, now)
+		if err := r.enrolBrought(view, &e, n, claims, b, now); err != nil {
+			return e, err
+		}
 	case !exists:
 		return e, refuse(noResource, codes.NotFound, "there is no %s %q, and the proxy brings none", n.kind.Type(), clip(n.name))
 	}
-	return e, nil
+	if aside {
+		return e, nil
+	}
+	return e, r.enlist(&e, n, now)
 }
 
 // enrolBrought completes e for a proxy that brings its resource.
@@ -227,26 +236,41 @@ func (r *Registry) enrolBrought(view *store.Snapshot, e *enrolment, n *node, cla
 	if rec != nil {
 		e.ops = []store.Op{store.Put(rec)}
 	}
-	if e.created {
-		return r.announce(view, e, n, now)
-	}
 	return nil
 }
 
-// announce has the insight of a new proxy stored with its resource, as one that is about to be removed: that is so until the
-// session has been made, which replaces it. A process that starts after a crash in between finds it and removes the resource.
-func (r *Registry) announce(view *store.Snapshot, e *enrolment, n *node, now time.Time) error {
-	if old, ok := view.Get(n.insightKey()); ok && old.Origin != "" {
+// enlist has the subscription of the new stream stored with the registration where any process of the plane might remove the
+// resource before the session has stored it: when the resource is new, or that of a proxy that is gone and may be removed by now.
+//
+// Of a proxy that brought its resource it says that it is about to be removed: that is so until there is the session, which
+// opens it. Whoever finds it after a crash in between removes the resource, after the whole delay.
+func (r *Registry) enlist(e *enrolment, n *node, now time.Time) error {
+	rec, i := &store.Record{Key: n.insightKey(), Created: now, Modified: now}, &insight{}
+	if old := e.insight; old != nil {
+		if old.Origin != "" {
+			return nil
+		}
+		if known, err := decodeInsight(n.kind, old.Spec); err == nil && !e.created { // else it starts over
+			i, rec.Created, rec.Labels = known, old.Created, old.Labels
+		}
+	}
+	if !e.created && !i.leaving() && !i.offlineSince(now.Add(-r.cfg.CleanupAge/2)) {
 		return nil
 	}
-	var i insight
-	sub := i.open(r.instance, n.metadata.Version)
-	sub.DisconnectTime, sub.Deregistering = sub.GetConnectTime(), true
-	spec, err := i.encode(n.kind)
-	if err != nil {
+	i.keep()
+	e.subscription = newSubscription(r.instance, n.metadata.Version)
+	e.subscription.stored, e.subscription.back = true, true
+	sub := proto.CloneOf(e.subscription.DiscoverySubscription)
+	if e.brought {
+		sub.DisconnectTime, sub.Deregistering = sub.GetConnectTime(), true
+	}
+	i.subscriptions = append(i.subscriptions, sub)
+	i.trim()
+	var err error
+	if rec.Spec, err = i.encode(n.kind); err != nil {
 		return refuse(badResource, codes.Internal, "the proxy cannot be registered: %v", err)
 	}
-	e.ops = append(e.ops, store.Put(&store.Record{Key: n.insightKey(), Spec: spec, Created: now, Modified: now}))
+	e.ops = append(e.ops, store.Put(rec))
 	return nil
 }
 

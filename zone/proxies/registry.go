@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,13 +37,22 @@ type Watcher interface {
 	Disconnected(nodeID string)
 }
 
-// Options is what a Registry works with. All but Watcher, Registerer and Log must be set.
+// Members are the processes of the plane. *cluster.Cluster is them.
+type Members interface {
+	// Gone reports whether a process is there no more. It may be wrong.
+	Gone(instance string) bool
+	// Changed returns a channel that is closed when Gone may answer otherwise than before.
+	Changed() <-chan struct{}
+}
+
+// Options is what a Registry works with. All but Members, Watcher, Registerer and Log must be set.
 type Options struct {
 	Config     Config
 	Zone       string // name of this zone
 	InstanceID string // of this process
 	Store      *store.Store
 	Authority  *tokens.Authority
+	Members    Members // who else of the plane is there; nil: nobody
 	Watcher    Watcher
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
@@ -57,6 +65,7 @@ type Registry struct {
 	zone      string
 	instance  string
 	store     *store.Store
+	members   Members // nil: every other process is gone
 	authority *tokens.Authority
 	watcher   Watcher
 	log       *slog.Logger
@@ -68,13 +77,11 @@ type Registry struct {
 
 	mu      sync.Mutex // guards what follows, and all that hangs from proxies
 	closing bool
-	proxies map[string]*proxy // by node id: those that are connected, about to be, or not stored or removed yet
+	proxies map[string]*proxy // by node id: those that are connected, about to be, or not stored yet
 	events  []event
 	dirty   map[*proxy]struct{} // insights to store
 	urgent  bool                // one of them now
 	wake    chan struct{}       // cap 1, level-triggered: dirty is not empty
-	leaving []departure         // in the order of their times
-	left    chan struct{}       // cap 1, level-triggered: leaving has changed
 }
 
 // proxy is one proxy and its streams.
@@ -87,11 +94,13 @@ type proxy struct {
 	streams []*Session // oldest first
 	aside   []*Session // that only ask for the credential
 	said    Connected  // what the watcher was told last
-	insight *insight   // nil while it never connected
+	// subscriptions are this process's part of the insight: those of its streams, and those that ended and are not stored so,
+	// oldest first.
+	subscriptions []*subscription
+	certificate   certified
 	// selfRegistered: it brought its resource, on any of the streams since it connected. A gRPC program has streams of its own
 	// beside that of the agent which registers it.
 	selfRegistered bool
-	leaveAt        time.Time // when its resource is removed; zero: it is not
 }
 
 // event is something to tell the watcher.
@@ -100,8 +109,8 @@ type event struct {
 	gone      string // the node that is disconnected, or ""
 }
 
-// New returns a registry without proxies. Subscriptions that an earlier process left open are closed, since that process is
-// gone and its streams with it; removals that it had announced will be made.
+// New returns a registry without proxies. Subscriptions that an earlier process of this instance id left open are closed, and
+// without Members those of all processes: they are gone and their streams with them. Removals that they had announced will be made.
 func New(ctx context.Context, o Options) (*Registry, error) {
 	if o.Store == nil || o.Authority == nil || o.Zone == "" || o.InstanceID == "" {
 		return nil, errors.New("proxies: store, authority, zone and instance must be set")
@@ -110,10 +119,10 @@ func New(ctx context.Context, o Options) (*Registry, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	r := &Registry{
-		cfg: o.Config, zone: o.Zone, instance: o.InstanceID, store: o.Store, authority: o.Authority, watcher: o.Watcher,
+		cfg: o.Config, zone: o.Zone, instance: o.InstanceID, store: o.Store, members: o.Members, authority: o.Authority, watcher: o.Watcher,
 		log: o.Log, metrics: newMetrics(),
 		proxies: make(map[string]*proxy), dirty: make(map[*proxy]struct{}),
-		wake: make(chan struct{}, 1), left: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1),
 	}
 	if err := r.closeLeftOvers(ctx); err != nil {
 		return nil, err
@@ -179,7 +188,7 @@ func (r *Registry) admit(ctx context.Context, first xds.Opening, aside bool) (_ 
 	if aside {
 		n.resource = ""
 	}
-	done, err := r.register(ctx, n, c)
+	done, err := r.register(ctx, n, c, aside)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +244,7 @@ func (r *Registry) leave(p *proxy) {
 // forgetLocked drops a proxy of which nothing is left to do.
 func (r *Registry) forgetLocked(p *proxy) {
 	_, dirty := r.dirty[p]
-	if p.opening > 0 || len(p.streams) > 0 || len(p.aside) > 0 || !p.leaveAt.IsZero() || dirty {
+	if p.opening > 0 || len(p.streams) > 0 || len(p.aside) > 0 || dirty {
 		return
 	}
 	if r.proxies[p.id] == p {
@@ -256,18 +265,18 @@ func (r *Registry) join(s *Session, done registration) {
 		p.aside = append(p.aside, s)
 		return
 	}
-	p.leaveAt = time.Time{}
 	p.selfRegistered = done.brought || p.selfRegistered && len(p.streams) > 0
-	if p.insight == nil || done.created {
-		fresh := &insight{}
-		if !done.created {
-			fresh = r.loadInsight(p.kind, p.insKey)
-		} else if len(p.streams) > 0 { // it is still connected, with the certificate that it has
-			fresh.mtls = p.insight.mtls
-		}
-		p.insight = fresh
+	if len(p.streams) == 0 { // it is back, and will be told anew what it proves its identity with
+		p.certificate = certified{}
 	}
-	s.sub = p.insight.open(r.instance, s.node.metadata.Version)
+	for _, sub := range p.subscriptions {
+		sub.stored = sub.stored || done.created // it went with the resource that there was before
+		sub.Deregistering = sub.GetDeregistering() && len(p.streams) > 0
+	}
+	if s.sub = done.subscription; s.sub == nil {
+		s.sub = newSubscription(r.instance, s.node.metadata.Version)
+	}
+	p.subscriptions = append(p.subscriptions, s.sub)
 	s.subscriptionID = s.sub.GetId()
 	if len(p.streams) > 0 { // what is wrong with its configuration still is
 		s.sub.Status.ConfigError = p.streams[len(p.streams)-1].sub.GetStatus().GetConfigError()

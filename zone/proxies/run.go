@@ -20,7 +20,8 @@ func (r *Registry) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.watch(ctx) })         // ends streams that have lost their right
 	g.Go(func() error { return r.storeInsights(ctx) }) // what has changed in them
-	g.Go(func() error { return r.upkeep(ctx) })        // removes who is gone
+	g.Go(func() error { return r.attend(ctx) })        // to what others write of them, or leave behind; removes who is gone
+	g.Go(func() error { return r.upkeep(ctx) })        // what time brings about
 	return g.Wait()
 }
 

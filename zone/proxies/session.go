@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
 	"github.com/meridian-mesh/meridian/api/tokens"
@@ -36,7 +37,7 @@ type Session struct {
 	closed  bool
 
 	// sub is the stream's part of the insight, nil of one aside. Guarded by Registry.mu.
-	sub *meshv1.DiscoverySubscription
+	sub *subscription
 }
 
 // Errors that are the same for all streams.
@@ -180,18 +181,11 @@ func (r *Registry) part(s *Session) {
 		r.metrics.connected.WithLabelValues(p.kind.String()).Dec()
 		r.events = append(r.events, event{gone: p.id})
 	}
-	if r.closing { // its insight is closed already, and nobody is deregistered
+	if r.closing { // its subscription is closed already, and nobody is deregistered
 		r.forgetLocked(p)
 		return
 	}
-	var remaining *meshv1.DiscoverySubscription
-	if !last {
-		remaining = p.streams[len(p.streams)-1].sub
-	}
-	p.insight.shut(s.sub, remaining)
-	if last && p.selfRegistered {
-		s.sub.Deregistering = true
-		r.departLocked(p)
-	}
+	s.sub.DisconnectTime = timestamppb.Now()
+	s.sub.Deregistering = last && p.selfRegistered
 	r.markLocked(p, true)
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
@@ -18,32 +17,9 @@ import (
 
 const (
 	cleanupInterval = time.Minute
-	// retryInterval is how long to wait after a removal that did not succeed.
-	retryInterval = time.Second
 	// slots is into how many groups proxies are divided, so that the signs of life of all are not stored at once.
 	slots = 30
 )
-
-// departure is a proxy that is to be deregistered at a time, unless it is back by then.
-type departure struct {
-	proxy *proxy
-	at    time.Time // that of the proxy's leaveAt, or this one was called off
-}
-
-// departLocked has the proxy's resource removed after the delay.
-func (r *Registry) departLocked(p *proxy) {
-	r.departAtLocked(p, time.Now().Add(r.cfg.DeregistrationDelay))
-}
-
-func (r *Registry) departAtLocked(p *proxy, at time.Time) {
-	p.leaveAt = at
-	i, _ := slices.BinarySearchFunc(r.leaving, at, func(d departure, at time.Time) int { return d.at.Compare(at) })
-	r.leaving = slices.Insert(r.leaving, i, departure{p, at})
-	select {
-	case r.left <- struct{}{}:
-	default:
-	}
-}
 
 // upkeep does what time brings about.
 func (r *Registry) upkeep(ctx context.Context) error {
@@ -53,8 +29,6 @@ func (r *Registry) upkeep(ctx context.Context) error {
 	defer finalize.Stop()
 	life := time.NewTicker(max(r.cfg.IdleTimeout/2/slots, time.Millisecond))
 	defer life.Stop()
-	departures := time.NewTimer(0)
-	defer departures.Stop()
 	generations := make(map[store.Key]generation)
 	slot := uint32(0)
 	warn := func(what string, err error) {
@@ -66,11 +40,6 @@ func (r *Registry) upkeep(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-r.left:
-			departures.Reset(r.untilDeparture())
-		case <-departures.C:
-			r.deregister(ctx)
-			departures.Reset(r.untilDeparture())
 		case <-cleanup.C:
 			warn("removal of dataplanes that are long offline", r.removeOffline(ctx))
 		case <-finalize.C:
@@ -80,121 +49,6 @@ func (r *Registry) upkeep(ctx context.Context) error {
 			r.signOfLife(slot)
 		}
 	}
-}
-
-const never = 1000 * time.Hour
-
-func (r *Registry) untilDeparture() time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.leaving) == 0 {
-		return never
-	}
-	return time.Until(r.leaving[0].at)
-}
-
-// deregister removes the resources of proxies whose time has come.
-func (r *Registry) deregister(ctx context.Context) {
-	for _, p := range r.due(time.Now()) {
-		removed, err := r.remove(ctx, p)
-		r.mu.Lock()
-		switch {
-		case err != nil && ctx.Err() == nil, p.opening > 0 && !p.leaveAt.IsZero():
-			// Called off only when the stream that is being opened is admitted.
-			r.departAtLocked(p, time.Now().Add(retryInterval))
-		default:
-			p.leaveAt = time.Time{}
-			r.forgetLocked(p)
-		}
-		r.mu.Unlock()
-		switch {
-		case err != nil:
-			r.log.WarnContext(ctx, "a proxy that is gone could not be deregistered", "type", p.key.Type, "mesh", p.key.Mesh, "name", p.key.Name, "err", err)
-		case removed:
-			r.metrics.deregistered.WithLabelValues("left").Inc()
-			r.log.InfoContext(ctx, "proxy deregistered", "type", p.key.Type, "mesh", p.key.Mesh, "name", p.key.Name)
-		}
-	}
-}
-
-// due takes those whose time has come out of the queue.
-func (r *Registry) due(now time.Time) []*proxy {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var list []*proxy
-	waiting := r.leaving[:0]
-	for _, d := range r.leaving {
-		switch {
-		case !d.proxy.leaveAt.Equal(d.at): // called off
-		case d.at.After(now):
-			waiting = append(waiting, d)
-		default:
-			list = append(list, d.proxy)
-		}
-	}
-	clear(r.leaving[len(waiting):])
-	r.leaving = waiting
-	return list
-}
-
-// remove deletes the resource of a proxy that is gone, with its insight. It does nothing when the proxy is back, here or, as
-// the stored insight says, at another control plane.
-func (r *Registry) remove(ctx context.Context, p *proxy) (removed bool, err error) {
-	_, err = r.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		removed = false
-		r.mu.Lock()
-		present := p.opening > 0 || len(p.streams) > 0 || p.leaveAt.IsZero()
-		last := p.insight.newest().GetId()
-		r.mu.Unlock()
-		rec, ok := head.Get(p.key)
-		if present || !ok || rec.Origin != "" {
-			return nil, nil
-		}
-		ops := []store.Op{store.Delete(p.key)}
-		if stored, ok := head.Get(p.insKey); ok && stored.Origin == "" {
-			i, err := decodeInsight(p.kind, stored.Spec)
-			if err == nil && i.newest() != nil && i.newest().GetId() != last && i.newest().GetControlPlaneInstanceId() != r.instance {
-				return nil, nil
-			}
-			ops = append(ops, store.Delete(p.insKey))
-		}
-		removed = true
-		return ops, nil
-	})
-	if err != nil {
-		return false, fmt.Errorf("deregister %s: %w", p.key, err)
-	}
-	return removed, nil
-}
-
-// closeLeftOvers closes the subscriptions that an earlier process left open, and resumes the removals it had announced.
-func (r *Registry) closeLeftOvers(ctx context.Context) error {
-	now := time.Now().UTC()
-	snap := r.store.Snapshot()
-	for kind := range kinds {
-		for rec := range snap.List(string(kinds[kind].insight), "") {
-			r.resume(Kind(kind), rec)
-		}
-	}
-	_, err := r.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
-		return editInsights(head, now, func(_ store.Key, i *insight) bool { return i.closeAll(timestamppb.New(now)) })
-	})
-	if err != nil {
-		return fmt.Errorf("close the subscriptions of an earlier process: %w", err)
-	}
-	return nil
-}
-
-// resume has a proxy removed that was about to be when the earlier process ended. It has the whole delay to come back.
-func (r *Registry) resume(kind Kind, rec *store.Record) {
-	i, err := decodeInsight(kind, rec.Spec)
-	if err != nil || rec.Origin != "" || !i.newest().GetDeregistering() {
-		return
-	}
-	n := &node{kind: kind, mesh: rec.Key.Mesh, name: rec.Key.Name}
-	p := &proxy{id: n.id(), key: n.key(), insKey: rec.Key, kind: kind, insight: i, selfRegistered: true}
-	r.proxies[p.id] = p
-	r.departLocked(p) // nobody else has r yet
 }
 
 // editInsights makes the ops that store the insights of this plane that edit changes. What cannot be read is left alone: it
@@ -235,10 +89,10 @@ func (r *Registry) finalize(ctx context.Context, seen map[store.Key]generation) 
 	for kind := range kinds {
 		for rec := range r.store.Snapshot().List(string(kinds[kind].insight), "") {
 			i, err := decodeInsight(Kind(kind), rec.Spec)
-			if err != nil || rec.Origin != "" || !connected(i) {
+			if err != nil || rec.Origin != "" || i.open() == nil {
 				continue
 			}
-			g := generation{i.newest().GetId(), i.newest().GetGeneration()}
+			g := generation{i.open().GetId(), i.open().GetGeneration()}
 			if before, ok := seen[rec.Key]; ok && before == g && !r.serves(Kind(kind), rec.Key, g.id) {
 				if stale == nil {
 					stale = make(map[store.Key]string)
@@ -256,7 +110,9 @@ func (r *Registry) finalize(ctx context.Context, seen map[store.Key]generation) 
 	_, err := r.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
 		return editInsights(head, now, func(key store.Key, i *insight) bool {
 			id, ok := stale[key]
-			return ok && i.newest().GetId() == id && i.newest().GetGeneration() == found[key].n && i.closeAll(timestamppb.New(now))
+			return ok && i.abandon(timestamppb.New(now), func(s *meshv1.DiscoverySubscription) bool {
+				return s.GetId() == id && s.GetGeneration() == found[key].n
+			})
 		})
 	})
 	if err != nil {
@@ -271,16 +127,7 @@ func (r *Registry) serves(kind Kind, key store.Key, id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := r.proxies[NodeID(kind, key.Mesh, key.Name)]
-	return p != nil && len(p.streams) > 0 && p.streams[len(p.streams)-1].subscriptionID == id
-}
-
-func connected(i *insight) bool {
-	for _, s := range i.subscriptions {
-		if s.GetConnectTime() != nil && s.GetDisconnectTime() == nil {
-			return true
-		}
-	}
-	return false
+	return p != nil && slices.ContainsFunc(p.streams, func(s *Session) bool { return s.subscriptionID == id })
 }
 
 // signOfLife raises the generation of the proxies in a slot.
@@ -352,18 +199,9 @@ func anyOffline(snap *store.Snapshot, before time.Time) bool {
 
 // offlineSince reports whether an insight of this plane says that its proxy was disconnected before a time, and is not back.
 func offlineSince(rec *store.Record, before time.Time) bool {
-	var i meshv1.DataplaneInsight
-	if rec.Origin != "" || proto.Unmarshal(rec.Spec, &i) != nil || len(i.GetSubscriptions()) == 0 {
+	if rec.Origin != "" {
 		return false
 	}
-	var last time.Time
-	for _, s := range i.GetSubscriptions() {
-		if s.GetDisconnectTime() == nil {
-			return false
-		}
-		if at := s.GetDisconnectTime().AsTime(); at.After(last) {
-			last = at
-		}
-	}
-	return last.Before(before)
+	i, err := decodeInsight(Sidecar, rec.Spec)
+	return err == nil && i.offlineSince(before)
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
@@ -20,15 +22,18 @@ const (
 	// withdrawAfter is how long after its proxy has gone nothing is offered through an ingress any more: time for an Envoy that has
 	// lost no more than its stream to be back. Others go on to send what they have to an ingress that may be dead until then.
 	withdrawAfter = 500 * time.Millisecond
-	// awaitReturn is the same after a start of this plane, when proxies come back one by one. Envoy tries twice a minute at least.
+	// awaitReturn is the same where a process of the plane has ended, and proxies come back one by one, to this or another process.
+	// Envoy tries twice a minute at least.
 	awaitReturn = time.Minute
-	// lookAgain is when an ingress is looked at again that is connected to another plane.
-	lookAgain = 2 * time.Second
 )
 
 // offer writes what the zone offers to others into the zone's ZoneIngresses whose proxies are connected. Others route to what
 // stands there, so it is cleared when a proxy has gone and does not come back in a moment. It stays when this plane stops: what
 // proxies have goes on working without one.
+//
+// Each process of the plane writes what is offered through the ingresses that are connected to it, which is the same in all of
+// them. Whether an ingress is connected anywhere is in its insight: every process clears what is offered through one that is not, and
+// the second finds nothing to do.
 type offer struct {
 	store *store.Store
 	log   *slog.Logger
@@ -99,21 +104,46 @@ func (o *offer) change(f func()) {
 
 func (o *offer) run(ctx context.Context) error {
 	defer o.due.Stop()
-	o.await()
-	return writing(ctx, o.wake, o.due.C, o.write, o.log.With("what", "what the zone offers"))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return o.watch(ctx) })
+	g.Go(func() error { return writing(ctx, o.wake, o.due.C, o.write, o.log.With("what", "what the zone offers")) })
+	return g.Wait()
 }
 
-// await gives the ingresses that an earlier process offered something through time to come back.
-func (o *offer) await() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for rec := range o.store.Snapshot().List(string(resource.ZoneIngress), "") {
-		_, connected := o.ingresses[rec.Key.Name]
-		_, leaving := o.leaving[rec.Key.Name]
-		if rec.Origin == "" && !connected && !leaving {
-			o.leaveLocked(rec.Key.Name, awaitReturn)
+// watch follows which ingresses are connected to any process.
+func (o *offer) watch(ctx context.Context) error {
+	for {
+		changed := o.store.Changed(string(resource.ZoneIngressInsight))
+		o.look(o.store.Snapshot())
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("watch ingresses: %w", ctx.Err())
+		case <-changed:
 		}
 	}
+}
+
+// look gives the ingresses through which something is offered, and which are not connected, time to come back.
+func (o *offer) look(snap *store.Snapshot) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for rec := range snap.ByOrigin(string(resource.ZoneIngress), "") {
+		name := rec.Key.Name
+		_, connected := o.ingresses[name]
+		_, leaving := o.leaving[name]
+		switch {
+		case connected:
+		case online(snap, name):
+			delete(o.leaving, name)
+		case !leaving && offersAnything(rec):
+			o.leaveLocked(name, awaitReturn)
+		}
+	}
+}
+
+func offersAnything(rec *store.Record) bool {
+	var in meshv1.ZoneIngress
+	return proto.Unmarshal(rec.Spec, &in) == nil && len(in.GetAvailableServices()) > 0
 }
 
 // writing calls write when woken or something is due, and again after a failure, until ctx ends.
@@ -146,13 +176,11 @@ func writing(ctx context.Context, wake <-chan struct{}, due <-chan time.Time, wr
 
 // write stores what is offered where the stored resources say something else.
 func (o *offer) write(ctx context.Context) error {
-	var elsewhere []string // connected to another plane
 	now := time.Now()
 	_, err := o.store.Update(ctx, func(head *store.Snapshot) ([]store.Op, error) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		var ops []store.Op
-		elsewhere = nil
 		set := func(name string, services []*meshv1.ZoneIngress_AvailableService) error {
 			op, ok, err := offering(head, name, services)
 			if ok {
@@ -166,14 +194,11 @@ func (o *offer) write(ctx context.Context) error {
 			}
 		}
 		for name, at := range o.leaving {
-			switch {
-			case at.After(now):
-			case online(head, name):
-				elsewhere = append(elsewhere, name)
-			default:
-				if err := set(name, nil); err != nil {
-					return nil, err
-				}
+			if at.After(now) || online(head, name) { // when it no longer is, watch sees that
+				continue
+			}
+			if err := set(name, nil); err != nil {
+				return nil, err
 			}
 		}
 		return ops, nil
@@ -182,16 +207,10 @@ func (o *offer) write(ctx context.Context) error {
 		return fmt.Errorf("write what the zone offers: %w", err)
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	for name, at := range o.leaving {
-		if !at.After(now) {
-			delete(o.leaving, name)
-			if slices.Contains(elsewhere, name) {
-				o.leaving[name] = time.Now().Add(lookAgain)
-			}
-		}
-	}
+	maps.DeleteFunc(o.leaving, func(_ string, at time.Time) bool { return !at.After(now) })
 	o.setDueLocked()
+	o.mu.Unlock()
+	o.look(o.store.Snapshot()) // one that was connected elsewhere may have gone meanwhile
 	return nil
 }
 

@@ -117,7 +117,7 @@ func TestAnIngressOfAnotherPlaneIsLeftAlone(t *testing.T) {
 		r.offers(true, "connected to another plane")
 		elsewhere.DisconnectTime = timestamppb.Now()
 		r.put(resource.ZoneIngressInsight, &meshv1.ZoneIngressInsight{Subscriptions: []*meshv1.DiscoverySubscription{elsewhere}})
-		time.Sleep(lookAgain)
+		time.Sleep(awaitReturn)
 		r.offers(false, "gone there too")
 	})
 }

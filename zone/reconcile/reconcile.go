@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	meshv1 "github.com/meridian-mesh/meridian/api/kuma/mesh/v1alpha1"
+	"github.com/meridian-mesh/meridian/api/resource"
 	"github.com/meridian-mesh/meridian/api/vips"
 	"github.com/meridian-mesh/meridian/common/store"
 	"github.com/meridian-mesh/meridian/zone/envoy"
@@ -262,6 +264,13 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			r.show(l)
 		case byHost := <-r.hosts.results:
 			r.setAddresses(byHost)
+		case <-r.addresses.settle.C:
+			head = r.store.Snapshot()
+			if err := r.catchUp(head); err != nil {
+				return err
+			}
+			holdoff.Stop()
+			r.settleAddresses()
 		case <-renew.C:
 			renewSet, r.renewAt = time.Time{}, time.Time{}
 			r.lookAtIdentities()
@@ -285,10 +294,7 @@ func (r *Reconciler) load(head *store.Snapshot) {
 	w.Load(head)
 	w.SetAddresses(r.hosts.known())
 	r.world, r.revision, r.woken = w, head.Revision(), time.Time{}
-	for _, m := range w.Meshes() {
-		r.addresses.recall(head, m.Name)
-		w.SetVIPs(m.Name, r.addresses.renew(m))
-	}
+	r.loadAddresses(head)
 	for _, p := range r.proxies {
 		r.need(p, needAll|needSecrets, causeMesh, time.Now())
 	}
@@ -298,7 +304,8 @@ func (r *Reconciler) load(head *store.Snapshot) {
 
 // concerns reports whether anything happened since the World's revision that it is made from.
 func (r *Reconciler) concerns(head *store.Snapshot) bool {
-	return slices.ContainsFunc(r.types, func(t string) bool { return head.LastChange(t) > r.revision })
+	return head.LastChange(string(resource.Config)) > r.revision ||
+		slices.ContainsFunc(r.types, func(t string) bool { return head.LastChange(t) > r.revision })
 }
 
 // catchUp takes in what happened until head, and marks the proxies that it can affect.
@@ -309,8 +316,12 @@ func (r *Reconciler) catchUp(head *store.Snapshot) error {
 	}
 	r.woken = time.Time{}
 	var list []store.Change
+	tables, err := r.changedTables(head)
 	for _, typ := range r.types {
-		changes, err := head.Changes(typ, r.revision)
+		var changes iter.Seq[store.Change]
+		if err == nil {
+			changes, err = head.Changes(typ, r.revision)
+		}
 		if errors.Is(err, store.ErrCompacted) {
 			r.log.Info("the topology is read anew: more was deleted at once than is remembered")
 			r.load(head)
@@ -321,12 +332,12 @@ func (r *Reconciler) catchUp(head *store.Snapshot) error {
 		list = slices.AppendSeq(list, changes)
 	}
 	r.revision = head.Revision()
-	if len(list) == 0 {
+	if len(list)+len(tables) == 0 {
 		return nil
 	}
 	r.metrics.reconciles.Inc()
 	d := r.world.Apply(list)
-	r.renewAddresses(d)
+	r.renewAddresses(head, d, tables)
 	r.mark(d, since)
 	return nil
 }
