@@ -76,6 +76,8 @@ type KDS struct {
 	SubscriptionLimit   int           `yaml:"subscriptionLimit" env:"MERIDIAN_KDS_SUBSCRIPTION_LIMIT" doc:"how many of its newest subscriptions a ZoneInsight keeps, 1 or more"`
 	Keepalive           time.Duration `yaml:"keepalive" env:"MERIDIAN_KDS_KEEPALIVE" doc:"idle time after which a connection is pinged, 1s or more"`
 
+	MaxConnectionAge time.Duration `yaml:"maxConnectionAge" env:"MERIDIAN_KDS_MAX_CONNECTION_AGE" doc:"how long a zone stays connected, up to a tenth more or less, before it is asked to connect anew, so that zones spread over the replicas again, 10s or more; 0 means without end"`
+
 	Proxies admin.Config `yaml:"proxies"`
 }
 
@@ -245,6 +247,9 @@ func (k KDS) Validate() []error {
 	}
 	if k.Keepalive < time.Second {
 		bad("keepalive: %s is less than 1s", k.Keepalive)
+	}
+	if k.MaxConnectionAge != 0 && k.MaxConnectionAge < 10*time.Second {
+		bad("maxConnectionAge: %s is neither 0 nor 10s or more", k.MaxConnectionAge)
 	}
 	return errs
 }

@@ -5,10 +5,12 @@ package global
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +25,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/component"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
+	"github.com/meridian-mesh/meridian/common/drain"
 	"github.com/meridian-mesh/meridian/common/instance"
 	"github.com/meridian-mesh/meridian/common/peers"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
@@ -63,6 +66,7 @@ type Global struct {
 	metrics     *prometheus.Registry
 	// startRevision is the state that the administrator's token was written from.
 	startRevision store.Revision
+	draining      atomic.Bool
 }
 
 // New opens the store, makes what a new global needs, and binds the listeners. The caller closes what it returns,
@@ -132,7 +136,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	g.diagnostics, err = diagnostics.New(diagnostics.Options{
-		Config: cfg.Diagnostics, Ready: g.store.Ready, Gatherer: reg, Log: log,
+		Config: cfg.Diagnostics, Ready: g.ready, Gatherer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -176,7 +180,7 @@ func (g *Global) listenKDS(ctx context.Context, clusterID string, reg prometheus
 	g.kds = kdsserver.New(kdsserver.Options{
 		Config: kdsserver.Config{
 			MaxMessageBytes: k.MaxMessageBytes, HealthCheckInterval: k.HealthCheckInterval, AckTimeout: k.AckTimeout,
-			InsightInterval: k.ZoneInsightInterval, Keepalive: k.Keepalive, DrainTimeout: drainTimeout,
+			InsightInterval: k.ZoneInsightInterval, Keepalive: k.Keepalive, MaxSessionAge: k.MaxConnectionAge, DrainTimeout: drainTimeout,
 			Auth: kdsserver.Auth{Required: k.Auth == AuthToken, Exempt: k.AuthExemptZones},
 		},
 		ClusterID: clusterID, InstanceID: g.cfg.General.InstanceID, Store: g.store, Zones: g.zones, Proxies: g.proxies, TLS: tlsConfig,
@@ -233,7 +237,9 @@ func (g *Global) Run(ctx context.Context) error {
 	g.log.InfoContext(ctx, "global control plane is running", "api", g.api.HTTPAddr().String(), "api_tls", g.cfg.API.HTTPSPort,
 		"kds", g.kdsListener.Addr().String(), "diagnostics", g.diagnostics.Addr().String(), "store", g.store.ID(),
 		"revision", g.store.Snapshot().Revision(), "version", version.Get().Version)
-	return component.Run(ctx,
+	drained, stop := drain.Before(ctx, g.drain)
+	defer stop()
+	return component.Run(drained,
 		component.Component{Name: "diagnostics", Run: g.diagnostics.Run},
 		component.Component{Name: "validation", Run: g.validate}, // of what is stored; once
 		component.Component{Name: "admin token", Run: g.keepAdminToken},
@@ -246,6 +252,26 @@ func (g *Global) Run(ctx context.Context) error {
 		component.Component{Name: "api", Run: g.api.Run},   // operators' HTTP
 	)
 }
+
+// drain sends the zones to other replicas, if there are any, before this one stops: nobody new is to come, and those who are here go
+// one by one.
+func (g *Global) drain(ctx context.Context) {
+	if g.cfg.Cluster.DrainTime == 0 || len(g.cluster.Members()) < 2 {
+		return
+	}
+	g.draining.Store(true)
+	g.kds.Drain(ctx, g.cfg.Cluster.DrainTime)
+}
+
+// ready says why nobody is to be sent here, or nil.
+func (g *Global) ready() error {
+	if g.draining.Load() {
+		return errDraining
+	}
+	return g.store.Ready()
+}
+
+var errDraining = errors.New("this instance stops, and sends those who are connected to others")
 
 // lead does what is done once in the plane, as long as this instance is the one to do it: the insights of meshes and services.
 func (g *Global) lead(ctx context.Context) error {

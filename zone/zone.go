@@ -5,11 +5,13 @@ package zone
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -23,6 +25,7 @@ import (
 	"github.com/meridian-mesh/meridian/common/component"
 	"github.com/meridian-mesh/meridian/common/config"
 	"github.com/meridian-mesh/meridian/common/diagnostics"
+	"github.com/meridian-mesh/meridian/common/drain"
 	"github.com/meridian-mesh/meridian/common/instance"
 	"github.com/meridian-mesh/meridian/common/peers"
 	"github.com/meridian-mesh/meridian/common/rsakeys"
@@ -47,6 +50,7 @@ type Zone struct {
 	diagnostics *diagnostics.Server
 	metrics     *prometheus.Registry
 	dataPlane   dataPlane
+	draining    atomic.Bool
 }
 
 // New opens the store and binds the listeners; it does not need the global. The caller closes what it returns, after
@@ -89,7 +93,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Zone, err error)
 		return nil, err
 	}
 	z.diagnostics, err = diagnostics.New(diagnostics.Options{
-		Config: cfg.Diagnostics, Ready: z.store.Ready, Gatherer: reg, Log: log,
+		Config: cfg.Diagnostics, Ready: z.ready, Gatherer: reg, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -237,8 +241,31 @@ func (z *Zone) Run(ctx context.Context) error {
 	if d.mads != nil {
 		parts = append(parts, component.Component{Name: "mads", Run: d.mads.Run}) // what Prometheus scrapes
 	}
-	return component.Run(ctx, parts...)
+	drained, stop := drain.Before(ctx, z.drain)
+	defer stop()
+	return component.Run(drained, parts...)
 }
+
+// drain sends the proxies to other replicas, if there are any, before this one stops: nobody new is to come, and those who are here go
+// one by one.
+func (z *Zone) drain(ctx context.Context) {
+	if z.cfg.Cluster.DrainTime == 0 || len(z.cluster.Members()) < 2 {
+		return
+	}
+	z.draining.Store(true)
+	z.dataPlane.listener.Refuse()
+	z.dataPlane.registry.Drain(ctx, z.cfg.Cluster.DrainTime)
+}
+
+// ready says why nobody is to be sent here, or nil.
+func (z *Zone) ready() error {
+	if z.draining.Load() {
+		return errDraining
+	}
+	return z.store.Ready()
+}
+
+var errDraining = errors.New("this instance stops, and sends those who are connected to others")
 
 // lead does what is done once in the plane, as long as this instance is the one to do it: the session with the global. What it
 // commits is fenced by the lease, so that an instance that was stopped for a while puts nothing old over what its successor received.

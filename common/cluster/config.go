@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -20,10 +21,15 @@ type Config struct {
 	Join             []string `yaml:"join" env:"MERIDIAN_CLUSTER_JOIN" doc:"where other replicas may be: IP addresses, or DNS names of which all addresses are tried, with :port or bindPort; may name this replica too, and those that are not there yet"`
 	PeerPort         int      `yaml:"peerPort" env:"MERIDIAN_CLUSTER_PEER_PORT" doc:"port of bindAddress at which the other replicas call this one, by TCP with mutual TLS, 0-65535; 0 takes any free port; not used while bindPort is -1"`
 	KeyFile          string   `yaml:"keyFile" env:"MERIDIAN_CLUSTER_KEY_FILE" doc:"file with the keys of what replicas tell each other, one a line: 16, 24 or 32 random bytes in base64; the first encrypts, all decrypt; read anew every few seconds, so that replacing it rotates the key"`
+
+	DrainTime time.Duration `yaml:"drainTime" env:"MERIDIAN_CLUSTER_DRAIN_TIME" doc:"over how long a replica that stops tells who is connected to it to go to the others, where there are any, 0-4s; 0 means all at once"`
 }
 
+// maxDrainTime leaves what stops a process enough of the 10 seconds that it has.
+const maxDrainTime = 4 * time.Second
+
 // Default returns the documented defaults.
-func Default() Config { return Config{BindPort: -1, PeerPort: 7947} }
+func Default() Config { return Config{BindPort: -1, PeerPort: 7947, DrainTime: 2 * time.Second} }
 
 // Enabled says whether there may be other replicas.
 func (c Config) Enabled() bool { return c.BindPort >= 0 }
@@ -45,6 +51,9 @@ func (c Config) Validate() []error {
 	}
 	if c.PeerPort < 0 || c.PeerPort > 65535 {
 		bad("peerPort: %d is not in 0-65535", c.PeerPort)
+	}
+	if c.DrainTime < 0 || c.DrainTime > maxDrainTime {
+		bad("drainTime: %s is not in 0-%s", c.DrainTime, maxDrainTime)
 	}
 	ip := net.ParseIP(c.BindAddress)
 	if c.BindAddress != "" && ip == nil {

@@ -88,6 +88,8 @@ type Server struct {
 	streams context.Context //nolint:containedctx // parent of the contexts of gRPC calls; ended at shutdown
 	cut     context.CancelFunc
 
+	refusing atomic.Bool // no connection is accepted any more
+
 	mu       sync.Mutex     // guards what follows
 	closing  bool           // no handler is started any more
 	handlers sync.WaitGroup // running
@@ -162,7 +164,7 @@ func (s *Server) Run(ctx context.Context) error {
 		} else {
 			err = srv.Serve(s.ln)
 		}
-		if !errors.Is(err, http.ErrServerClosed) {
+		if !errors.Is(err, http.ErrServerClosed) && !(s.refusing.Load() && errors.Is(err, net.ErrClosed)) {
 			return fmt.Errorf("%s: serve on %s: %w", s.o.Name, s.ln.Addr(), err)
 		}
 		return nil
@@ -173,6 +175,13 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	return g.Wait() //nolint:wrapcheck // both are wrapped above
+}
+
+// Refuse accepts no connections from now on, and asks clients to leave those that they have with their next request. What is in
+// flight, and Run, go on.
+func (s *Server) Refuse() {
+	s.refusing.Store(true)
+	_ = s.ln.Close() // its only error is that it was closed before
 }
 
 // shutdown ends what is in flight: in good order within ShutdownTimeout, and otherwise not.
@@ -217,6 +226,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.handlers.Done()
+	if s.refusing.Load() {
+		w.Header().Set("Connection", "close") // over HTTP/2, net/http makes a GOAWAY of it
+	}
 	if r.ProtoMajor == 2 && strings.Contains(r.Header.Get("Content-Type"), "application/grpc") {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()

@@ -41,6 +41,7 @@ type settings struct {
 	ackTimeout      time.Duration
 	healthInterval  time.Duration // between health checks
 	healthTimeout   time.Duration // without one, until the zone is cut off
+	maxSessionAge   time.Duration // of a zone, until it is asked to connect anew; 0: none
 	maxMessageBytes int
 	store           store.Options
 	mangle          func(store.Group) store.Group // what a faulty disk makes of a commit; nil: nothing
@@ -226,7 +227,7 @@ func (g *globalPlane) start(t testing.TB) {
 	g.server = kdsserver.New(kdsserver.Options{
 		Config: kdsserver.Config{
 			MaxMessageBytes: g.maxMessageBytes, HealthCheckInterval: g.healthInterval, AckTimeout: g.ackTimeout,
-			InsightInterval: time.Second, Keepalive: 15 * time.Second, DrainTimeout: 2 * time.Second,
+			InsightInterval: time.Second, Keepalive: 15 * time.Second, MaxSessionAge: g.maxSessionAge, DrainTimeout: 2 * time.Second,
 		},
 		ClusterID: g.cluster, InstanceID: "global-1", Store: st, Zones: g.table, Proxies: g.asks, Metrics: kds.NewMetrics(reg), Log: g.log.With("plane", "global"),
 	})

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"time"
@@ -44,6 +45,9 @@ type Config struct {
 	AckTimeout          time.Duration
 	InsightInterval     time.Duration
 	Keepalive           time.Duration // how often an idle connection is pinged, and how often a client may ping
+	// MaxSessionAge is how long a zone stays connected, up to a tenth more or less, before it is asked to connect anew; 0: no matter
+	// how long.
+	MaxSessionAge time.Duration
 	// DrainTimeout is how long a stop waits for handlers before it cuts connections.
 	DrainTimeout time.Duration
 	Auth         Auth
@@ -77,11 +81,13 @@ type Server struct {
 	encoder *kds.Encoder
 	refused prometheus.Counter
 	readers sync.WaitGroup // of streams; each ends when its handler has returned
+	refuse  chan struct{}  // closed: no connection is accepted any more
+	drained sync.Once
 }
 
 // New returns a server that is not listening yet.
 func New(o Options) *Server {
-	s := &Server{o: o, encoder: kds.NewEncoder(), refused: prometheus.NewCounter(prometheus.CounterOpts{
+	s := &Server{o: o, encoder: kds.NewEncoder(), refuse: make(chan struct{}), refused: prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "meridian", Subsystem: "zones", Name: "unauthenticated_total",
 		Help: "Calls refused because the caller could not prove to be the zone it claims to be.",
 	})}
@@ -119,6 +125,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve KDS: %w", err)
+	case <-s.refuse:
+		_ = l.Close() // its only error is that it was closed before
+		<-ctx.Done()
 	case <-ctx.Done():
 	}
 	s.o.Zones.Shutdown()
@@ -132,11 +141,18 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.grpc.Stop()
 		<-stopped
 	}
-	if err := <-served; err != nil {
+	if err := <-served; err != nil && !errors.Is(err, net.ErrClosed) {
 		s.o.Log.WarnContext(ctx, "KDS listener ended with an error", "err", err)
 	}
 	s.readers.Wait()
 	return nil
+}
+
+// Drain accepts no connections and no streams from now on, and tells the zones to go to other replicas of this plane, one by one, over a
+// time. Serve goes on with those that are left.
+func (s *Server) Drain(ctx context.Context, over time.Duration) {
+	s.drained.Do(func() { close(s.refuse) })
+	s.o.Zones.Drain(ctx, over)
 }
 
 // hello reads who calls from the request headers, and refuses who cannot prove it.
@@ -221,7 +237,7 @@ func (s *Server) open(ctx context.Context, kind zones.Kind, missing codes.Code) 
 func (s *Server) admit(ctx context.Context, kind zones.Kind, hello zones.Hello) (context.Context, *zones.Stream, error) {
 	streamCtx, stream, err := s.o.Zones.Open(ctx, kind, hello)
 	if err != nil {
-		return nil, nil, statusOf(err)
+		return nil, nil, farewell(ctx, err)
 	}
 	if hello.Credential.Method == zones.AuthToken {
 		if _, err := s.verify(hello.Zone, string(hello.Credential.Token)); err != nil {
@@ -249,6 +265,9 @@ func (s *Server) GlobalToZoneSync(g grpc.BidiStreamingServer[discoveryv3.DeltaDi
 		Observer: stream, Metrics: s.o.Metrics, Log: log,
 	})
 	stream.Publishing(publisher)
+	if age := s.o.Config.MaxSessionAge; age > 0 {
+		defer time.AfterFunc(age-age/10+rand.N(age/5+1), func() { s.o.Zones.Move(hello) }).Stop() //nolint:gosec // jitter needs no secrecy
+	}
 	return s.serve(ctx, g, stream, log, func() error { return publisher.Run(ctx, g, &s.readers) })
 }
 
@@ -291,12 +310,21 @@ func (s *Server) serve(ctx context.Context, g grpc.ServerStream, stream *zones.S
 	} else {
 		log.WarnContext(g.Context(), "sync stream failed", "err", err)
 	}
+	return farewell(g.Context(), err)
+}
+
+// farewell is statusOf for the end of a stream of ctx. A zone that is to go elsewhere is told so: else it would open the stream again on
+// the same connection, for as long as that is there.
+func farewell(ctx context.Context, err error) error {
+	if errors.Is(err, zones.ErrShutdown) || errors.Is(err, zones.ErrMoved) {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs(kds.HeaderLeaving, "1")) // fails only where there is no stream
+	}
 	return statusOf(err)
 }
 
 // expected reports whether a stream ended in the course of things.
 func expected(err error) bool {
-	if errors.Is(err, kds.ErrStreamEnded) || errors.Is(err, zones.ErrShutdown) || errors.Is(err, zones.ErrReplaced) ||
+	if errors.Is(err, kds.ErrStreamEnded) || errors.Is(err, zones.ErrShutdown) || errors.Is(err, zones.ErrMoved) || errors.Is(err, zones.ErrReplaced) ||
 		errors.Is(err, zones.ErrZoneDeleted) || errors.Is(err, context.Canceled) {
 		return true
 	}
@@ -356,7 +384,7 @@ func (s *Server) ask(g grpc.ServerStream, kind zones.Kind, run func(context.Cont
 	if ctx.Err() == nil && !errors.Is(err, kds.ErrStreamEnded) {
 		s.o.Log.WarnContext(ctx, "stream for questions about proxies failed", "zone", hello.Zone, "stream", kind.String(), "peer", hello.Address, "err", err)
 	}
-	return statusOf(err)
+	return farewell(g.Context(), err)
 }
 
 // statusOf maps what ended an RPC to the code its caller sees.
@@ -378,7 +406,7 @@ func statusOf(err error) error {
 		return status.Error(codes.Aborted, err.Error())
 	case errors.Is(err, zones.ErrHealthLost), errors.Is(err, context.Canceled), errors.Is(err, kds.ErrStreamEnded):
 		return status.Error(codes.Canceled, err.Error())
-	case errors.Is(err, zones.ErrShutdown), errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed):
+	case errors.Is(err, zones.ErrShutdown), errors.Is(err, zones.ErrMoved), errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed):
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	var st interface{ GRPCStatus() *status.Status }

@@ -110,14 +110,15 @@ type Table struct {
 	store *store.Store
 	log   *slog.Logger
 
-	mu      sync.Mutex // guards what follows, and all that hangs from zones
-	zones   map[string]*zone
-	dirty   map[string]struct{}
-	urgent  bool          // a connection opened or closed: store without waiting
-	wake    chan struct{} // cap 1, level-triggered: dirty is not empty
-	recount bool          // a zone was lost, or is there again
-	closing error         // set once: no new streams
-	waits   map[*wait]struct{}
+	mu       sync.Mutex // guards what follows, and all that hangs from zones
+	zones    map[string]*zone
+	dirty    map[string]struct{}
+	urgent   bool          // a connection opened or closed: store without waiting
+	wake     chan struct{} // cap 1, level-triggered: dirty is not empty
+	recount  bool          // a zone was lost, or is there again
+	closing  error         // set once: no new streams
+	draining bool          // no new streams, and those that are open will be ended
+	waits    map[*wait]struct{}
 
 	connected *prometheus.GaugeVec
 	swaps     *prometheus.CounterVec
@@ -251,6 +252,9 @@ func (t *Table) Open(ctx context.Context, kind Kind, hello Hello) (context.Conte
 	defer t.mu.Unlock()
 	if t.closing != nil {
 		return nil, nil, t.closing
+	}
+	if t.draining {
+		return nil, nil, ErrShutdown
 	}
 	z := t.zoneLocked(hello.Zone)
 	if err := t.joinLocked(z, hello); err != nil {

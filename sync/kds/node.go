@@ -19,7 +19,8 @@ const (
 	HeaderPlaneID = "meridian-plane-id"
 	// HeaderSession is random per connection, so that the global knows which RPCs belong together.
 	HeaderSession = "meridian-session"
-	// HeaderLeaving comes with the last health check of a zone that stops in an orderly way.
+	// HeaderLeaving comes with the last health check of a zone that stops in an orderly way, and in the trailer of a stream that a
+	// global ends so that the zone connects anew, to another replica of it where there is one.
 	HeaderLeaving = "meridian-leaving"
 	// HeaderClusterID is sent by the global in the response headers of the sync streams.
 	HeaderClusterID = "meridian-cluster-id"

@@ -86,6 +86,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return s.s.Run(ctx) //nolint:wrapcheck // begins with the name given to it
 }
 
+// Refuse accepts no connections from now on; see [oneport.Server.Refuse].
+func (s *Server) Refuse() { s.s.Refuse() }
+
 // Close releases the listener of a server that is not running.
 func (s *Server) Close() error {
 	return s.s.Close() //nolint:wrapcheck // begins with the name given to it

@@ -66,15 +66,16 @@ type Registry struct {
 	// delivery is held while the watcher is told, so that events come in order. Locked before mu.
 	delivery sync.Mutex
 
-	mu      sync.Mutex // guards what follows, and all that hangs from proxies
-	closing bool
-	proxies map[string]*proxy // by node id: those that are connected, about to be, or not stored or removed yet
-	events  []event
-	dirty   map[*proxy]struct{} // insights to store
-	urgent  bool                // one of them now
-	wake    chan struct{}       // cap 1, level-triggered: dirty is not empty
-	leaving []departure         // in the order of their times
-	left    chan struct{}       // cap 1, level-triggered: leaving has changed
+	mu       sync.Mutex // guards what follows, and all that hangs from proxies
+	closing  bool
+	draining bool              // no new streams
+	proxies  map[string]*proxy // by node id: those that are connected, about to be, or not stored or removed yet
+	events   []event
+	dirty    map[*proxy]struct{} // insights to store
+	urgent   bool                // one of them now
+	wake     chan struct{}       // cap 1, level-triggered: dirty is not empty
+	leaving  []departure         // in the order of their times
+	left     chan struct{}       // cap 1, level-triggered: leaving has changed
 }
 
 // proxy is one proxy and its streams.
@@ -212,7 +213,7 @@ func (r *Registry) Connected() []string {
 func (r *Registry) enter(n *node) (*proxy, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closing {
+	if r.closing || r.draining {
 		return nil, errShuttingDown
 	}
 	p := r.proxies[n.id()]
@@ -249,7 +250,7 @@ func (r *Registry) join(s *Session, done registration) {
 	defer r.mu.Unlock()
 	p := s.proxy
 	p.opening--
-	if r.closing {
+	if r.closing || r.draining {
 		s.endLocked(errShuttingDown)
 	}
 	if s.aside {

@@ -189,7 +189,7 @@ func (r *Registry) part(s *Session) {
 		remaining = p.streams[len(p.streams)-1].sub
 	}
 	p.insight.shut(s.sub, remaining)
-	if last && p.selfRegistered {
+	if last && p.selfRegistered && !r.draining {
 		s.sub.Deregistering = true
 		r.departLocked(p)
 	}

@@ -120,8 +120,15 @@ func (u *Upstream) Run(ctx context.Context, update kds.Update) error {
 		if errors.Is(err, store.ErrLeaseLost) {
 			return err
 		}
-		if !u.refused(ctx, err) {
+		moved := errors.Is(err, errMoved)
+		switch {
+		case moved:
+			u.o.Log.InfoContext(ctx, "the global asks to connect anew", "address", u.o.Config.Address, "reason", err)
+		case !u.refused(ctx, err):
 			u.o.Log.WarnContext(ctx, "connection to the global lost", "address", u.o.Config.Address, "err", err)
+		}
+		if moved && time.Since(began) > u.o.Config.ReconnectMax {
+			continue // zones are not asked all at once
 		}
 		if !retry.wait(ctx, time.Since(began)) {
 			return nil
@@ -210,6 +217,18 @@ func untilGone(ctx context.Context, conn *grpc.ClientConn) error {
 	return ctx.Err()
 }
 
+// errMoved ends a connection because the global sends the zone away, to come back by another one: the replica that it leads to stops, or
+// zones are to spread over the replicas again.
+var errMoved = errors.New("sent away by the global")
+
+// ended returns why a stream has ended, err: errMoved where the global says so.
+func ended(stream grpc.ClientStream, err error) error {
+	if status.Code(err) == codes.Unavailable && len(stream.Trailer().Get(kds.HeaderLeaving)) > 0 { // Recv has returned it
+		return fmt.Errorf("%w: %w", errMoved, err)
+	}
+	return err
+}
+
 // errStopping ends a connection because the zone stops.
 var errStopping = errors.New("the zone stops")
 
@@ -260,7 +279,8 @@ func (u *Upstream) refused(ctx context.Context, err error) bool {
 	return true
 }
 
-// supervise runs one stream again whenever it fails, independently of the others, unless this replica leads no more.
+// supervise runs one stream again whenever it fails, independently of the others, unless this replica leads no more or the global
+// sends it away.
 func (u *Upstream) supervise(ctx context.Context, name string, run func(context.Context) error) error {
 	retry := u.retry()
 	for {
@@ -271,7 +291,7 @@ func (u *Upstream) supervise(ctx context.Context, name string, run func(context.
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if errors.Is(err, store.ErrLeaseLost) {
+		if errors.Is(err, store.ErrLeaseLost) || errors.Is(err, errMoved) {
 			return err
 		}
 		if !u.refused(ctx, err) {
@@ -313,7 +333,7 @@ func (u *Upstream) receive(ctx context.Context, client meshv1.KDSSyncServiceClie
 		Metrics:       u.o.Metrics, Log: u.o.Log.With("direction", kds.Down.String()),
 	})
 	defer u.setOnline(false)
-	return subscriber.Run(ctx, stream, readers)
+	return ended(stream, subscriber.Run(ctx, stream, readers))
 }
 
 func (u *Upstream) setOnline(online bool) {
@@ -335,7 +355,7 @@ func (u *Upstream) send(ctx context.Context, client meshv1.KDSSyncServiceClient,
 		MaxMessageBytes: u.o.Config.MaxMessageBytes, AckTimeout: u.o.Config.AckTimeout, InsightInterval: u.o.Config.InsightInterval,
 		Metrics: u.o.Metrics, Log: u.o.Log.With("direction", kds.Up.String()),
 	})
-	return publisher.Run(ctx, stream, readers)
+	return ended(stream, publisher.Run(ctx, stream, readers))
 }
 
 // healthChecks calls the global at the interval it asks for. An answer that does not come means that the connection is
