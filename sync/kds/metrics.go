@@ -13,6 +13,7 @@ type Metrics struct {
 	messageBytes  *prometheus.HistogramVec
 	oversized     *prometheus.CounterVec
 	received      *prometheus.CounterVec
+	arrived       *prometheus.CounterVec
 	applied       *prometheus.CounterVec
 	invalid       *prometheus.CounterVec
 	refused       *prometheus.CounterVec
@@ -38,6 +39,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		messageBytes:  histogram("message_bytes", "Size of published responses.", prometheus.ExponentialBuckets(256, 4, 9), "direction"),
 		oversized:     counter("oversized_total", "States that did not fit one message to a peer without paging, and were not sent.", "direction", "type"),
 		received:      counter("received_responses_total", "Responses received, by how they were answered: acked, rejected.", "direction", "type", "outcome"),
+		arrived:       counter("received_resources_total", "Resources in received responses that were stored, those that changed nothing included.", "direction", "type", "op"),
 		applied:       counter("applied_resources_total", "Resources changed by received responses.", "direction", "type", "op"),
 		invalid:       counter("invalid_resources_total", "Received resources that were stored although they break the rules of this version.", "direction", "type"),
 		refused:       counter("refused_types_total", "Responses of types that do not travel in that direction.", "direction"),
@@ -45,7 +47,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.streams, m.responses, m.resources, m.ackAge, m.ackTimeouts, m.messageBytes, m.oversized,
-			m.received, m.applied, m.invalid, m.refused, m.massDeletions)
+			m.received, m.arrived, m.applied, m.invalid, m.refused, m.massDeletions)
 	}
 	return m
 }

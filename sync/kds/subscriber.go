@@ -442,6 +442,8 @@ func (s *Subscriber) token(st *received, resp *discoveryv3.DeltaDiscoveryRespons
 
 func (s *Subscriber) observe(ctx context.Context, d *resource.Descriptor, resp *discoveryv3.DeltaDiscoveryResponse, rev store.Revision, result applied, full bool) {
 	dir := s.cfg.Direction.String()
+	s.cfg.Metrics.arrived.WithLabelValues(dir, string(d.Name), "put").Add(float64(len(resp.GetResources())))
+	s.cfg.Metrics.arrived.WithLabelValues(dir, string(d.Name), "removed").Add(float64(len(resp.GetRemovedResources())))
 	s.cfg.Metrics.applied.WithLabelValues(dir, string(d.Name), "put").Add(float64(len(result.put)))
 	s.cfg.Metrics.applied.WithLabelValues(dir, string(d.Name), "removed").Add(float64(result.deleted))
 	if full && result.deleted > 1 && result.deleted*2 > result.known {
