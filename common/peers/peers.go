@@ -21,8 +21,9 @@ const (
 	// maxBodyBytes bounds what is asked, maxAnswerBytes what is answered: the configuration of a large proxy takes 11 MiB.
 	maxBodyBytes   = 1 << 20
 	maxAnswerBytes = 32 << 20
-	// maxServed bounds the calls that a replica answers at a time. More are refused.
-	maxServed = 64
+	// maxServed bounds the calls that a replica answers at a time, maxWaiting those beside them that mostly wait. More are refused.
+	maxServed  = 64
+	maxWaiting = 1024
 
 	// defaultTimeout is of calls that come without a deadline, maxTimeout of all.
 	defaultTimeout = 30 * time.Second
@@ -59,11 +60,20 @@ type Peers struct {
 	o         Options
 	log       *slog.Logger
 	identity  *identity
-	handlers  map[string]Handler // complete before Run
+	handlers  map[string]handler // complete before Run
 	metrics   *metrics
 	listener  net.Listener // nil: membership is off
 	transport *http.Transport
-	slots     chan struct{} // one for each call that is being answered
+	serving   slots
+	waiting   slots
+}
+
+// slots holds a value for each call that is being answered.
+type slots chan struct{}
+
+type handler struct {
+	answer Handler
+	slots  slots
 }
 
 // New binds the port, where membership is on. Who does not call Run calls Close.
@@ -79,7 +89,8 @@ func New(ctx context.Context, o Options) (*Peers, error) {
 	}
 	p := &Peers{
 		o: o, log: o.Log.With("component", "peers"), identity: &identity{name: o.Name, store: o.Store, now: o.now},
-		handlers: map[string]Handler{}, metrics: newMetrics(o.Registerer), slots: make(chan struct{}, maxServed),
+		handlers: map[string]handler{}, metrics: newMetrics(o.Registerer),
+		serving: make(slots, maxServed), waiting: make(slots, maxWaiting),
 	}
 	p.transport = &http.Transport{
 		DialTLSContext: p.dial, DisableCompression: true, IdleConnTimeout: idleTimeout,
@@ -114,7 +125,13 @@ func (p *Peers) Port() int {
 }
 
 // Handle has h answer the calls of a name, "area/verb". Before Run.
-func (p *Peers) Handle(call string, h Handler) {
+func (p *Peers) Handle(call string, h Handler) { p.handle(call, handler{h, p.serving}) }
+
+// HandleWaiting is Handle for calls that wait for something to happen and cost little meanwhile. Many of them may wait, and none
+// keeps others from being answered.
+func (p *Peers) HandleWaiting(call string, h Handler) { p.handle(call, handler{h, p.waiting}) }
+
+func (p *Peers) handle(call string, h handler) {
 	p.handlers[call] = h
 	p.metrics.expect(call)
 }
@@ -179,10 +196,15 @@ func (p *Peers) serve(ctx context.Context) error {
 	}
 	cancel()
 	_ = srv.Close()
-	for range maxServed { // handlers return, and no other begins
-		p.slots <- struct{}{}
-	}
+	p.serving.fill() // handlers return, and no other begins
+	p.waiting.fill()
 	return err
+}
+
+func (s slots) fill() {
+	for range cap(s) {
+		s <- struct{}{}
+	}
 }
 
 // Close releases the port.

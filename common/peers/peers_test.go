@@ -66,6 +66,9 @@ type replica struct {
 	stop func() error // what Run returned
 }
 
+// waitingCall is one that waits for something to happen.
+const waitingCall = "test/waiting"
+
 func (p *plane) start(t *testing.T, name string, change func(*Options), handlers map[string]Handler) *replica {
 	t.Helper()
 	o := Options{
@@ -86,7 +89,11 @@ func (p *plane) start(t *testing.T, name string, change func(*Options), handlers
 		t.Fatal(err)
 	}
 	for call, h := range handlers {
-		r.Handle(call, h)
+		if call == waitingCall {
+			r.HandleWaiting(call, h)
+		} else {
+			r.Handle(call, h)
+		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -523,6 +530,47 @@ func TestMoreCallsThanThereIsRoomForAreRefused(t *testing.T) {
 	if _, err := a.Call(ctx, "b", "test/wait", nil); err != nil {
 		t.Errorf("when there is room again: %v", err)
 	}
+}
+
+func TestCallsThatWaitKeepNobodyFromBeingAnswered(t *testing.T) {
+	p := newPlane(t)
+	begun, release := make(chan struct{}, maxWaiting), make(chan struct{})
+	p.start(t, "b", nil, map[string]Handler{
+		"test/echo": echo,
+		waitingCall: func(ctx context.Context, _ []byte) ([]byte, error) {
+			begun <- struct{}{}
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+			return nil, ctx.Err()
+		},
+	})
+	a := p.start(t, "a", nil, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range maxWaiting {
+		wg.Go(func() {
+			if _, err := a.Call(ctx, "b", waitingCall, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range maxWaiting {
+		select {
+		case <-begun:
+		case <-ctx.Done():
+			t.Fatal("not all wait")
+		}
+	}
+	if _, err := a.Call(ctx, "b", "test/echo", nil); err != nil {
+		t.Errorf("while others wait: %v", err)
+	}
+	_, err := a.Call(ctx, "b", waitingCall, nil)
+	remote(t, err, CodeBusy, "1024 calls already")
+	close(release)
+	wg.Wait()
 }
 
 func TestTheCalleeStopsWhenTheCallerDoes(t *testing.T) {

@@ -21,10 +21,10 @@ func (p *Peers) answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
 	default:
-		refuse(w, errorf(CodeBusy, "the instance answers %d calls already", maxServed))
+		refuse(w, errorf(CodeBusy, "the instance answers %d calls already", cap(h.slots)))
 		return
 	}
 	p.metrics.serving.Inc()
@@ -35,7 +35,7 @@ func (p *Peers) answer(w http.ResponseWriter, r *http.Request) {
 	conn := http.NewResponseController(w) // who neither sends nor reads, takes a slot for as long as its call may last
 	_ = conn.SetReadDeadline(deadline)
 	_ = conn.SetWriteDeadline(deadline.Add(time.Second)) // for the error
-	answer, err := p.handle(ctx, w, r, call, h)
+	answer, err := p.run(ctx, w, r, call, h.answer)
 	if err == nil && len(answer) > maxAnswerBytes {
 		err = errorf(CodeTooLarge, "the answer has %d bytes, of which %d may travel", len(answer), maxAnswerBytes)
 	}
@@ -48,8 +48,8 @@ func (p *Peers) answer(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer) // whose caller has gone, goes nowhere
 }
 
-// handle runs a handler. Its panic is an error of this call.
-func (p *Peers) handle(ctx context.Context, w http.ResponseWriter, r *http.Request, call string, h Handler) (answer []byte, err error) {
+// run runs a handler. Its panic is an error of this call.
+func (p *Peers) run(ctx context.Context, w http.ResponseWriter, r *http.Request, call string, h Handler) (answer []byte, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			p.log.ErrorContext(ctx, "handler panicked", "call", call, "err", fmt.Sprint(v))
