@@ -98,15 +98,24 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	g.startRevision = started.Revision()
+	g.peers, err = peers.New(ctx, peers.Options{
+		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Store: g.store,
+		Member: func(instance string) (cluster.Member, bool) { return g.cluster.Member(instance) }, Registerer: reg, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	k := cfg.Multizone.Global.KDS
 	g.zones, err = zones.New(ctx, zones.Config{
 		InstanceID: cfg.General.InstanceID, HealthTimeout: k.HealthCheckTimeout,
 		InsightInterval: k.ZoneInsightInterval, SubscriptionLimit: k.SubscriptionLimit,
-		WithdrawLost: k.WithdrawLostZones,
+		WithdrawLost: k.WithdrawLostZones, Peers: g.peers,
 	}, g.store, reg, log.With("component", "zones"))
 	if err != nil {
 		return nil, err
 	}
+	g.peers.HandleWaiting(zones.AwaitCall, g.zones.AnswerAwait)
+	g.peers.Handle(zones.ProgressCall, g.zones.AnswerProgress)
 	g.proxies = admin.New(admin.Options{
 		Config: k.Proxies, Store: g.store, Zones: g.zones, Registerer: reg, Log: log.With("component", "proxies"),
 	})
@@ -128,13 +137,6 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Global, err erro
 		return nil, err
 	}
 	g.cfg.Diagnostics.Port = g.diagnostics.Port()
-	g.peers, err = peers.New(ctx, peers.Options{
-		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Store: g.store,
-		Member: func(instance string) (cluster.Member, bool) { return g.cluster.Member(instance) }, Registerer: reg, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
 	g.cluster, err = cluster.New(cluster.Options{
 		Config: g.cfg.Cluster, Name: g.cfg.General.InstanceID, Plane: g.store.ID, Version: version.Get().Version, APIPort: g.cfg.API.HTTPPort, CallPort: g.peers.Port(),
 		Held: func() map[string][]string { return map[string][]string{cluster.Zones: g.zones.Connected()} }, Registerer: reg, Log: log,

@@ -174,6 +174,15 @@ func delivery() *Schema {
 	names := func(description string) *Schema {
 		return &Schema{Description: description, Type: Types{"array"}, Items: &Schema{Type: Types{"string"}}}
 	}
+	reasons := func(description string) *Schema {
+		return &Schema{
+			Description: description, Type: Types{"array"},
+			Items: &Schema{
+				Type: Types{"object"}, Required: []string{"zone", "reason"},
+				Properties: Properties{{"zone", &Schema{Type: Types{"string"}}}, {"reason", &Schema{Type: Types{"string"}}}},
+			},
+		}
+	}
 	return &Schema{
 		Description: "How the zones stand to a write, by name.",
 		Type:        Types{"object"},
@@ -181,16 +190,11 @@ func delivery() *Schema {
 		Properties: Properties{
 			{"revision", &Schema{Description: "Of the write; of what is there, when it changed nothing.", Type: Types{"integer"}}},
 			{"acknowledged", names("Zones that have it, or what later writes made of it.")},
-			{"rejected", &Schema{
-				Description: "Zones that have answered and left it out.", Type: Types{"array"},
-				Items: &Schema{
-					Type: Types{"object"}, Required: []string{"zone", "reason"},
-					Properties: Properties{{"zone", &Schema{Type: Types{"string"}}}, {"reason", &Schema{Type: Types{"string"}}}},
-				},
-			}},
+			{"rejected", reasons("Zones that have answered and left it out.")},
 			{"pending", names("Zones that are connected and have not answered.")},
 			{"offline", names("Zones that are not connected.")},
 			{"notApplicable", names("Zones that get nothing of it.")},
+			{"pendingReasons", reasons("Of those pending: zones that may have answered, because the instance of the control plane that they are connected to does not tell. Left out where there is none.")},
 		},
 	}
 }

@@ -270,11 +270,11 @@ func TestServicesAreShownOneByOne(t *testing.T) {
 func TestZonesStatusTellsWhatTheSessionsKnow(t *testing.T) {
 	since := time.Date(2024, 6, 1, 12, 0, 0, 0, time.FixedZone("", 7200))
 	live := map[string]ZoneLive{
-		"a": {Online: true, Auth: "token", URL: "grpcs://10.0.0.7:4000", ConnectedSince: since, LastAck: since.Add(time.Second), Lag: 3},
+		"a": {Online: true, Auth: "token", URL: "grpcs://10.0.0.7:4000", ConnectedSince: since},
 		"b": {Online: true, Auth: "exempt", URL: "grpcs://10.0.0.8:4000", ConnectedSince: since},
-		"c": {Lag: 7},
 	}
-	p := newPlane(t, resource.Global, func(o *Options) { o.Zones = sessions{live: live} })
+	progress := map[string]ZoneProgress{"a": {Lag: 3, LastAck: since.Add(time.Second)}, "b": {}, "c": {Lag: 7}}
+	p := newPlane(t, resource.Global, func(o *Options) { o.Zones = sessions{live: live, progress: progress} })
 	if a := p.want(200, http.MethodGet, "/status/zones", ""); a.Body != "[]\n" {
 		t.Errorf("without zones: %q", a.Body)
 	}

@@ -36,17 +36,26 @@ type ZoneLive struct {
 	URL string
 	// Auth says how the zone proved who it is: "token", "exempt" or "none"; empty when there is no session.
 	Auth string
-	// ConnectedSince and LastAck are zero when there is no session, or nothing was acknowledged yet.
-	ConnectedSince, LastAck time.Time
+	// ConnectedSince is zero when there is no session.
+	ConnectedSince time.Time
+}
+
+// ZoneProgress is how far a zone has got.
+type ZoneProgress struct {
 	// Lag counts the resources that changed and that the zone has not acknowledged.
 	Lag int
+	// LastAck is zero when nothing was acknowledged yet.
+	LastAck time.Time
 }
 
 // ZoneSessions is what only the global's live sessions know. Its methods are called for every request that shows
-// zones: they must be quick, safe for concurrent use, and must not call back into the server.
+// zones: they must be safe for concurrent use, must not call back into the server and, but for Progress, must be quick.
 type ZoneSessions interface {
 	// Live describes the session of a zone at snap; false when nothing is known of that zone.
 	Live(snap *store.Snapshot, zone string) (ZoneLive, bool)
+	// Progress says how far zones have got at snap. It may ask other instances of this plane, each once and no longer than
+	// a second; zones of which nobody tells are left out.
+	Progress(ctx context.Context, snap *store.Snapshot, zones []string) map[string]ZoneProgress
 	// Insight returns the insight of a zone when it is newer than the stored one. Neither side changes it any more.
 	Insight(zone string) (*systemv1.ZoneInsight, bool)
 }

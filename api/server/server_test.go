@@ -262,13 +262,18 @@ func lookup(t testing.TB, typ resource.Type) *resource.Descriptor {
 
 // sessions are live zone sessions that say what a test wants.
 type sessions struct {
-	live    map[string]ZoneLive
-	insight map[string]*systemv1.ZoneInsight
+	live     map[string]ZoneLive
+	progress map[string]ZoneProgress
+	insight  map[string]*systemv1.ZoneInsight
 }
 
 func (s sessions) Live(_ *store.Snapshot, zone string) (ZoneLive, bool) {
 	l, ok := s.live[zone]
 	return l, ok
+}
+
+func (s sessions) Progress(context.Context, *store.Snapshot, []string) map[string]ZoneProgress {
+	return s.progress
 }
 
 func (s sessions) Insight(zone string) (*systemv1.ZoneInsight, bool) {

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -211,16 +212,32 @@ func (s *Server) getZonesStatus(w http.ResponseWriter, r *http.Request) error {
 				status.Auth = &live.Auth
 			}
 			status.ConnectedSince = knownTime(live.ConnectedSince)
-			status.LastAck = knownTime(live.LastAck)
-			status.Lag = &live.Lag
 		}
 		list = append(list, status)
 	}
+	s.addProgress(r.Context(), snap, list)
 	body, err := marshal(list)
 	if err != nil {
 		return internal(title, err)
 	}
 	return s.sendJSON(w, r, body)
+}
+
+// addProgress adds how far the zones have got, of those of which it is known.
+func (s *Server) addProgress(ctx context.Context, snap *store.Snapshot, list []zoneStatus) {
+	if s.zones == nil {
+		return
+	}
+	names := make([]string, len(list))
+	for i, z := range list {
+		names[i] = z.Name
+	}
+	progress := s.zones.Progress(ctx, snap, names)
+	for i := range list {
+		if p, ok := progress[list[i].Name]; ok {
+			list[i].LastAck, list[i].Lag = knownTime(p.LastAck), &p.Lag
+		}
+	}
 }
 
 // live asks the sessions about a zone; a plane without sessions knows nothing.

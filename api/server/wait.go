@@ -25,15 +25,17 @@ type Delivery struct {
 	// Acknowledged have committed what the write made of its resource, or what later writes made of it.
 	Acknowledged []string
 	// Rejected have answered and left it out.
-	Rejected []Rejection
+	Rejected []Reason
 	// Pending are connected and have not answered; Offline are not connected, and had not answered before.
 	Pending, Offline []string
+	// PendingReasons is about those of Pending that may well have answered: the instance that knows does not tell.
+	PendingReasons []Reason
 	// NotApplicable are connected and get nothing of it: the type, or this resource, does not travel to them.
 	NotApplicable []string
 }
 
-// Rejection is a zone's reason.
-type Rejection struct {
+// Reason is why a zone stands as it does.
+type Reason struct {
 	Zone   string `json:"zone"`
 	Reason string `json:"reason"`
 }
@@ -46,14 +48,16 @@ func (d Delivery) everywhere() bool {
 // body renders d.
 func (d Delivery) body() ([]byte, error) {
 	return marshal(struct {
-		Revision      store.Revision `json:"revision"`
-		Acknowledged  []string       `json:"acknowledged"`
-		Rejected      []Rejection    `json:"rejected"`
-		Pending       []string       `json:"pending"`
-		Offline       []string       `json:"offline"`
-		NotApplicable []string       `json:"notApplicable"`
+		Revision       store.Revision `json:"revision"`
+		Acknowledged   []string       `json:"acknowledged"`
+		Rejected       []Reason       `json:"rejected"`
+		Pending        []string       `json:"pending"`
+		Offline        []string       `json:"offline"`
+		NotApplicable  []string       `json:"notApplicable"`
+		PendingReasons []Reason       `json:"pendingReasons,omitempty"`
 	}{
 		d.Revision, orEmpty(d.Acknowledged), orEmpty(d.Rejected), orEmpty(d.Pending), orEmpty(d.Offline), orEmpty(d.NotApplicable),
+		d.PendingReasons,
 	})
 }
 

@@ -43,7 +43,7 @@ func TestAWaitIsAnsweredByHowTheZonesStand(t *testing.T) {
 		{"nobody is there", Delivery{}, 202},
 		{"nobody is connected", Delivery{Offline: []string{"b"}}, 202},
 		{"one has not answered", Delivery{Acknowledged: []string{"a"}, Pending: []string{"b"}}, 202},
-		{"one refuses", Delivery{Acknowledged: []string{"a"}, Rejected: []Rejection{{"b", "no"}}}, 202},
+		{"one refuses", Delivery{Acknowledged: []string{"a"}, Rejected: []Reason{{"b", "no"}}}, 202},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := replication{tc.delivery, released, make(chan []store.Delta, 1)}
@@ -57,7 +57,7 @@ func TestTheBodyOfAWait(t *testing.T) {
 	released := make(chan struct{})
 	close(released)
 	f := replication{
-		Delivery{Acknowledged: []string{"a", "b"}, Rejected: []Rejection{{"c", "it is bad"}}, NotApplicable: []string{"d"}},
+		Delivery{Acknowledged: []string{"a", "b"}, Rejected: []Reason{{"c", "it is bad"}}, NotApplicable: []string{"d"}},
 		released, make(chan []store.Delta, 1),
 	}
 	p := newPlane(t, resource.Global, func(o *Options) { o.Replication = f })
@@ -76,6 +76,20 @@ func TestTheBodyOfAWait(t *testing.T) {
 	a = p.want(404, "DELETE", "/meshes/demo?wait=1s", "")
 	if len(f.asked) > 0 {
 		t.Error("a write that was refused waited")
+	}
+}
+
+func TestAWaitSaysOfWhichZonesNothingIsKnown(t *testing.T) {
+	released := make(chan struct{})
+	close(released)
+	f := replication{
+		Delivery{Acknowledged: []string{"a"}, Pending: []string{"b"}, PendingReasons: []Reason{{"b", "nobody tells"}}},
+		released, make(chan []store.Delta, 1),
+	}
+	p := newPlane(t, resource.Global, func(o *Options) { o.Replication = f })
+	const want = `"pendingReasons": [` + "\n  {\n   \"zone\": \"b\",\n   \"reason\": \"nobody tells\"\n  }\n ]\n}\n"
+	if a := p.want(202, "PUT", "/meshes/demo?wait=1s", demoMesh); !strings.HasSuffix(a.Body, want) {
+		t.Error(a.Body)
 	}
 }
 

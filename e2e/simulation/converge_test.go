@@ -73,8 +73,9 @@ func play(t *testing.T, script []action) (wrong string) {
 			if !live.Online {
 				wrong += z.name + " is not online\n"
 			}
-			if live.Lag != 0 {
-				wrong += fmt.Sprintf("%s lags by %d\n", z.name, live.Lag)
+			progress, known := g.table.Progress(t.Context(), g.st.Snapshot(), []string{z.name})[z.name]
+			if !known || progress.Lag != 0 {
+				wrong += fmt.Sprintf("%s lags by %d (known: %v)\n", z.name, progress.Lag, known)
 			}
 		}
 	})

@@ -29,7 +29,7 @@ import (
 type delivery struct {
 	Revision      int
 	Acknowledged  []string
-	Rejected      []server.Rejection
+	Rejected      []server.Reason
 	Pending       []string
 	Offline       []string
 	NotApplicable []string
@@ -37,7 +37,7 @@ type delivery struct {
 
 // expect is a delivery that names the zones that change sets, and no others.
 func expect(change func(*delivery)) delivery {
-	d := delivery{Acknowledged: []string{}, Rejected: []server.Rejection{}, Pending: []string{}, Offline: []string{}, NotApplicable: []string{}}
+	d := delivery{Acknowledged: []string{}, Rejected: []server.Reason{}, Pending: []string{}, Offline: []string{}, NotApplicable: []string{}}
 	if change != nil {
 		change(&d)
 	}
@@ -256,7 +256,7 @@ func TestWaitSaysWhatEachZoneHas(t *testing.T) {
 			}
 			reason := d.Rejected[0].Reason
 			rejected := expect(func(d *delivery) {
-				d.Acknowledged, d.Rejected = []string{"zone-2"}, []server.Rejection{{Zone: "zone-1", Reason: reason}}
+				d.Acknowledged, d.Rejected = []string{"zone-2"}, []server.Reason{{Zone: "zone-1", Reason: reason}}
 			})
 			wants(t, g, code, d, 202, rejected)
 			code, d = a.permit(t, "tp", "web", short) // it knows already
@@ -405,7 +405,7 @@ func TestWaitForAZoneOfKuma(t *testing.T) {
 
 		wg.Go(func() { answer("the store is down") })
 		code, d = a.permit(t, "tp", "two", "5s")
-		down := expect(func(d *delivery) { d.Rejected = []server.Rejection{{Zone: "kuma-1", Reason: "the store is down"}} })
+		down := expect(func(d *delivery) { d.Rejected = []server.Reason{{Zone: "kuma-1", Reason: "the store is down"}} })
 		wants(t, g, code, d, 202, down)
 		wg.Wait()
 		wg.Go(func() { answer("the store is down") })

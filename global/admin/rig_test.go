@@ -81,6 +81,10 @@ func (s *sessions) Live(_ *store.Snapshot, zone string) (server.ZoneLive, bool) 
 	return server.ZoneLive{Online: s.online[zone]}, true
 }
 
+func (s *sessions) Progress(context.Context, *store.Snapshot, []string) map[string]server.ZoneProgress {
+	return nil
+}
+
 func (s *sessions) Insight(string) (*systemv1.ZoneInsight, bool) { return s.insight, s.insight != nil }
 
 // peer is a zone's end of a stream for configurations.

@@ -8,14 +8,13 @@ import (
 var _ server.ZoneSessions = (*Table)(nil)
 
 // Live says what is known of a zone's connection right now. ok is false for a zone that never connected to this process.
-func (t *Table) Live(snap *store.Snapshot, name string) (live server.ZoneLive, ok bool) {
+func (t *Table) Live(_ *store.Snapshot, name string) (live server.ZoneLive, ok bool) {
 	t.mu.Lock()
 	z := t.zones[name]
 	if z == nil {
 		t.mu.Unlock()
 		return server.ZoneLive{}, false
 	}
-	live.LastAck = z.lastAck
 	if s := z.session; s != nil {
 		live.URL, live.Auth = "grpc://"+s.hello.Address, s.hello.Credential.Method
 		if s.hello.Secure {
@@ -25,10 +24,6 @@ func (t *Table) Live(snap *store.Snapshot, name string) (live server.ZoneLive, o
 			live.Online, live.ConnectedSince = true, stream.sub.GetConnectTime().AsTime()
 		}
 	}
-	publisher := z.last
 	t.mu.Unlock()
-	if publisher != nil {
-		live.Lag = publisher.Lag(snap)
-	}
 	return live, true
 }

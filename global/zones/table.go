@@ -100,6 +100,8 @@ type Config struct {
 	HealthTimeout     time.Duration // after which a zone that pings and stopped is cut; 0: never
 	InsightInterval   time.Duration // least time between two stored versions of unchanged connections
 	SubscriptionLimit int           // newest subscriptions kept per zone
+	// Peers are asked about the zones that other replicas hold; nil: there are no others.
+	Peers Caller
 	// WithdrawLost keeps from other zones what a zone shares with them while its plane is lost.
 	WithdrawLost bool
 }

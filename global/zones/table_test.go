@@ -33,7 +33,7 @@ type rig struct {
 	log *strings.Builder
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	st, err := store.Open(t.Context(), memory.New(), store.Options{})
 	if err != nil {
@@ -42,13 +42,17 @@ func newRig(t *testing.T) *rig {
 	return runTable(t, st)
 }
 
-func runTable(t *testing.T, st *store.Store) *rig {
+func runTable(t testing.TB, st *store.Store, change ...func(*Config)) *rig {
 	t.Helper()
 	r := &rig{st: st, reg: prometheus.NewRegistry(), log: &strings.Builder{}}
 	var err error
-	r.Table, err = New(t.Context(), Config{
+	cfg := Config{
 		InstanceID: "global-1", HealthTimeout: 6 * time.Second, InsightInterval: 10 * time.Second, SubscriptionLimit: 3,
-	}, st, r.reg, slog.New(slog.NewTextHandler(r.log, nil)))
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	r.Table, err = New(t.Context(), cfg, st, r.reg, slog.New(slog.NewTextHandler(r.log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +74,7 @@ func runTable(t *testing.T, st *store.Store) *rig {
 }
 
 // zone makes the Zone, as the server does before it opens a stream, and returns a hello of it.
-func (r *rig) zone(t *testing.T, name string) Hello {
+func (r *rig) zone(t testing.TB, name string) Hello {
 	t.Helper()
 	key := store.Key{Type: string(resource.ZoneType), Name: name}
 	if _, ok := r.st.Snapshot().Get(key); !ok {
@@ -84,14 +88,14 @@ func (r *rig) zone(t *testing.T, name string) Hello {
 	return Hello{Zone: name, Address: "10.0.0.1:1", Created: rec.CreateRevision}
 }
 
-func (r *rig) update(t *testing.T, ops ...store.Op) {
+func (r *rig) update(t testing.TB, ops ...store.Op) {
 	t.Helper()
 	if _, err := r.st.Update(t.Context(), func(*store.Snapshot) ([]store.Op, error) { return ops, nil }); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (r *rig) open(t *testing.T, kind Kind, h Hello) (context.Context, *Stream) {
+func (r *rig) open(t testing.TB, kind Kind, h Hello) (context.Context, *Stream) {
 	t.Helper()
 	ctx, s, err := r.Open(t.Context(), kind, h)
 	if err != nil {

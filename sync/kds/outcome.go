@@ -105,6 +105,19 @@ func (p *Publisher) Outcome(rev store.Revision, deltas []store.Delta) (outcome O
 	return outcome, reason
 }
 
+// Outline is rec without what takes space and does not decide whether and under which name it travels: [Publisher.Outcome]
+// says the same of a delta and of its outline. It is what replicas tell each other of a record that may be gone.
+func Outline(rec *store.Record) *store.Record {
+	if rec == nil {
+		return nil
+	}
+	o := &store.Record{Key: rec.Key, Labels: rec.Labels, Origin: rec.Origin}
+	if d, ok := resource.Lookup(resource.Type(rec.Key.Type)); ok && d.Flow == resource.FlowBoth && rec.Origin == "" {
+		o.Spec = rec.Spec // says whose it is; see offer.selects
+	}
+	return o
+}
+
 // concerns reports whether the peer gets something of d: the new record, or the removal of the old one.
 func (o *offer) concerns(snap *store.Snapshot, desc *resource.Descriptor, sub *subscription, d store.Delta) bool {
 	for _, rec := range [...]*store.Record{d.New, d.Old} {
