@@ -71,6 +71,7 @@ e2e: ## the scenarios on processes and, where a Docker engine answers, on contai
 .PHONY: stress
 stress: ## the long rounds: 50 crash rounds, 50 times two fresh replicas, 60 s of mixed load, 2,000 simulated histories, 50 histories on Postgres under faults
 	MERIDIAN_STRESS_ROUNDS=50 go test -count=1 -timeout 60m -run 'Crash|FreshReplicas' -v ./e2e
+	MERIDIAN_STRESS_ROUNDS=50 go test -count=1 -timeout 30m -run SessionMoves -v ./e2e
 	MERIDIAN_LOAD_SECONDS=60 go test -count=1 -timeout 10m -run MixedLoad -v ./e2e
 	go test -count=1 -timeout 60m ./e2e/simulation -run Converge -rapid.checks=2000
 	MERIDIAN_STRESS_ROUNDS=50 go test -count=1 -timeout 30m -run 'UnderFaults|StartAtOnce' -v ./common/store/postgres
