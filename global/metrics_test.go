@@ -14,7 +14,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// The names of metrics are an interface: dashboards and alerts are built on them.
+// The names of metrics and of their labels are an interface: dashboards and alerts are built on them.
 func TestMetricNamesAreThoseOfTheGoldenFile(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.General.DataDir = t.TempDir()
@@ -27,11 +27,11 @@ func TestMetricNamesAreThoseOfTheGoldenFile(t *testing.T) {
 	t.Cleanup(func() { _ = plane.Close() })
 	descs := make(chan *prometheus.Desc)
 	go func() { plane.metrics.Describe(descs); close(descs) }()
-	name := regexp.MustCompile(`fqName: "(meridian_[^"]+)"`)
+	desc := regexp.MustCompile(`fqName: "(meridian_[^"]+)".* variableLabels: (\{.*?\})`)
 	var names []string
 	for d := range descs {
-		if m := name.FindStringSubmatch(d.String()); m != nil {
-			names = append(names, m[1])
+		if m := desc.FindStringSubmatch(d.String()); m != nil {
+			names = append(names, strings.TrimSuffix(m[1]+m[2], "{}"))
 		}
 	}
 	slices.Sort(names)

@@ -89,15 +89,14 @@ func (m *metrics) timeAppend(batches int, appendGroup func() error) error {
 	return err
 }
 
-// Describe implements prometheus.Collector.
+// Describe implements prometheus.Collector. It names the figures of shared stores whatever store this is: dashboards and
+// alerts are built on the names.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.appendSeconds.Describe(ch)
 	m.groupBatches.Describe(ch)
 	m.batchesVec.Describe(ch)
-	if m.store.shared != nil {
-		m.followSeconds.Describe(ch)
-		m.reloads.Describe(ch)
-	}
+	m.followSeconds.Describe(ch)
+	m.reloads.Describe(ch)
 	for _, d := range []*prometheus.Desc{m.revision, m.records, m.tombstones, m.queueLength, m.writable} {
 		ch <- d
 	}
