@@ -22,6 +22,7 @@ func main() {
 		Diagnostics: func(c global.Config) diagnostics.Config { return c.Diagnostics },
 		Commands: map[string]launch.Command{
 			"token":   {Summary: "zone makes the token that a zone presents to the global; see token --help.", Run: tokenCommand},
+			"keygen":  {Summary: "makes a file with a random key, for MERIDIAN_CLUSTER_KEY_FILE; see keygen --help.", Run: keygenCommand},
 			"migrate": launch.Migrate(global.DefaultConfig(), func(c global.Config) storage.Config { return c.Store }),
 		},
 		Start: func(ctx context.Context, c global.Config, log *slog.Logger) (launch.Plane, error) {
