@@ -15,7 +15,7 @@ LDFLAGS := -s -w -X $(V).version=$(VERSION) -X $(V).commit=$(COMMIT) -X $(V).bui
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: build ## run a global and two zones, replicate real resources and show them; Ctrl-C stops all
@@ -95,11 +95,15 @@ images: build ## build the container images meridian/global:dev, meridian/zone:d
 	docker build -q -t meridian/agent:dev -f deploy/docker/Dockerfile.agent .
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
-.PHONY: compose-up compose-down
+.PHONY: compose-up compose-down compose-ha-up compose-ha-down
 compose-up: images ## start the compose demo: a global and two zones
 	$(COMPOSE) -f deploy/compose/docker-compose.yml up -d
 compose-down: ## stop the compose demo and remove its volumes
 	$(COMPOSE) -f deploy/compose/docker-compose.yml down -v
+compose-ha-up: images ## start the compose demo of replicas: two globals, two zones, one in two replicas, Postgres
+	$(COMPOSE) -f deploy/compose/docker-compose.ha.yml -p meridian-ha up -d
+compose-ha-down: ## stop the demo of replicas and remove its volumes
+	$(COMPOSE) -f deploy/compose/docker-compose.ha.yml -p meridian-ha down -v
 
 .PHONY: clean
 clean: ## remove what was built

@@ -3,8 +3,9 @@
 package deploy_test
 
 import (
-	"encoding/json"
-	"io/fs"
+	"cmp"
+	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -25,9 +26,34 @@ type compose struct {
 		Volumes     []string
 		Ports       []string
 		Profiles    []string
-		DependsOn   []string `yaml:"depends_on"`
+		DependsOn   dependencies `yaml:"depends_on"`
 	}
 	Volumes map[string]any
+}
+
+// dependencies are service names, written as a list or, with conditions, as a map.
+type dependencies []string
+
+func (d *dependencies) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.SequenceNode {
+		return n.Decode((*[]string)(d))
+	}
+	var conditions map[string]struct{ Condition string }
+	if err := n.Decode(&conditions); err != nil {
+		return err
+	}
+	for name, c := range conditions {
+		if !slices.Contains([]string{"service_started", "service_healthy", "service_completed_successfully"}, c.Condition) {
+			return fmt.Errorf("line %d: condition %q of %s", n.Line, c.Condition, name)
+		}
+		*d = append(*d, name)
+	}
+	return nil
+}
+
+// composeFiles are the compose files, and the configuration of Prometheus that each mounts.
+var composeFiles = map[string]string{
+	"docker-compose.yml": "prometheus.yml", "docker-compose.ha.yml": "prometheus-ha.yml",
 }
 
 func readYAML(t *testing.T, path string, into any) {
@@ -41,15 +67,21 @@ func readYAML(t *testing.T, path string, into any) {
 	}
 }
 
-func readCompose(t *testing.T) compose {
+func readCompose(t *testing.T, file string) compose {
 	t.Helper()
 	var c compose
-	readYAML(t, filepath.Join("compose", "docker-compose.yml"), &c)
+	readYAML(t, filepath.Join("compose", file), &c)
 	return c
 }
 
 func TestComposeHoldsTogether(t *testing.T) {
-	c := readCompose(t)
+	for file := range composeFiles {
+		t.Run(file, func(t *testing.T) { composeHoldsTogether(t, readCompose(t, file)) })
+	}
+}
+
+func composeHoldsTogether(t *testing.T, c compose) {
+	t.Helper()
 	if c.Version != "2.4" {
 		t.Errorf("version is %q: docker-compose 1.29 reads profiles and depends_on of 2.4, later compose ignores it", c.Version)
 	}
@@ -80,8 +112,9 @@ func TestComposeHoldsTogether(t *testing.T) {
 				t.Errorf("%s depends on %s, which is no service", name, d)
 			}
 		}
-		if own := strings.HasPrefix(s.Image, "meridian/"); own == slices.Contains(s.Profiles, "observability") {
-			t.Errorf("%s: own image %t, profiles %v; only what needs a registry is in the profile", name, own, s.Profiles)
+		needed := strings.HasPrefix(s.Image, "meridian/") || strings.HasPrefix(s.Image, "${POSTGRES_IMAGE:-")
+		if needed == slices.Contains(s.Profiles, "observability") {
+			t.Errorf("%s: needed %t, profiles %v; what the planes do without is in the profile", name, needed, s.Profiles)
 		}
 	}
 }
@@ -92,38 +125,94 @@ func TestComposeUsesKnownSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, s := range readCompose(t).Services {
-		for setting := range s.Environment {
-			if strings.HasPrefix(setting, "MERIDIAN_") && !strings.Contains(string(page), "`"+setting+"`") {
-				t.Errorf("%s sets %s, which docs/CONFIGURATION.md does not know", name, setting)
+	for file := range composeFiles {
+		for name, s := range readCompose(t, file).Services {
+			for setting := range s.Environment {
+				if strings.HasPrefix(setting, "MERIDIAN_") && !strings.Contains(string(page), "`"+setting+"`") {
+					t.Errorf("%s: %s sets %s, which docs/CONFIGURATION.md does not know", file, name, setting)
+				}
 			}
 		}
 	}
 }
 
+// The file of replicas has what its name promises, and no plane in it keeps state where only one process can have it.
+func TestReplicasOfTheComposeFile(t *testing.T) {
+	databases, err := os.ReadFile("compose/databases.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	planes, used := map[string]int{}, map[string]string{}
+	for name, s := range readCompose(t, "docker-compose.ha.yml").Services {
+		if !strings.HasPrefix(s.Image, "meridian/") || len(s.Command) > 0 {
+			continue
+		}
+		plane := cmp.Or(s.Environment["MERIDIAN_ZONE_NAME"], "global")
+		planes[plane]++
+		if s.Environment["MERIDIAN_INSTANCE_ID"] != name {
+			t.Errorf("%s calls itself %q", name, s.Environment["MERIDIAN_INSTANCE_ID"])
+		}
+		if planes[plane] == 1 {
+			used[plane] = s.Environment["MERIDIAN_STORE_POSTGRES_URL"]
+		} else if used[plane] == "" || used[plane] != s.Environment["MERIDIAN_STORE_POSTGRES_URL"] {
+			t.Errorf("replicas of %s do not share a database: %q, %q", plane, used[plane], s.Environment["MERIDIAN_STORE_POSTGRES_URL"])
+		}
+	}
+	if diff := gocmp.Diff(map[string]int{"global": 2, "zone-1": 2, "zone-2": 1}, planes); diff != "" {
+		t.Errorf("replicas (-want +file):\n%s", diff)
+	}
+	for plane, address := range used {
+		if address == "" {
+			continue
+		}
+		u, err := url.Parse(address)
+		if err != nil || !strings.Contains(string(databases), "CREATE DATABASE "+strings.TrimPrefix(u.Path, "/")+";") {
+			t.Errorf("nothing makes the database of %s, %q: %v", plane, address, err)
+		}
+	}
+}
+
 func TestPrometheusScrapesEveryPlane(t *testing.T) {
-	var p struct {
-		ScrapeConfigs []struct {
-			JobName       string                       `yaml:"job_name"`
-			StaticConfigs []struct{ Targets []string } `yaml:"static_configs"`
-		} `yaml:"scrape_configs"`
-	}
-	readYAML(t, filepath.Join("prometheus", "prometheus.yml"), &p)
-	var got, want []string
-	for _, s := range p.ScrapeConfigs {
-		for _, c := range s.StaticConfigs {
-			got = append(got, c.Targets...)
+	for file, prometheus := range composeFiles {
+		var p struct {
+			RuleFiles     []string `yaml:"rule_files"`
+			ScrapeConfigs []struct {
+				JobName       string `yaml:"job_name"`
+				StaticConfigs []struct {
+					Targets []string
+					Labels  map[string]string
+				} `yaml:"static_configs"`
+			} `yaml:"scrape_configs"`
 		}
-	}
-	for name, s := range readCompose(t).Services {
-		if strings.HasPrefix(s.Image, "meridian/") && len(s.Command) == 0 { // with a command it does a task and ends
-			want = append(want, name+":5680")
+		readYAML(t, filepath.Join("prometheus", prometheus), &p)
+		got, want := map[string]string{}, map[string]string{} // planes by target
+		for _, s := range p.ScrapeConfigs {
+			for _, c := range s.StaticConfigs {
+				for _, target := range c.Targets {
+					got[target] = c.Labels["plane"]
+				}
+			}
 		}
-	}
-	slices.Sort(got)
-	slices.Sort(want)
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("targets (-services +prometheus.yml):\n%s", diff)
+		services := readCompose(t, file).Services
+		for name, s := range services {
+			if strings.HasPrefix(s.Image, "meridian/") && len(s.Command) == 0 { // with a command it does a task and ends
+				want[name+":5680"] = cmp.Or(s.Environment["MERIDIAN_ZONE_NAME"], "global")
+			}
+		}
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Errorf("targets (-%s +%s):\n%s", file, prometheus, diff)
+		}
+		volumes := services["prometheus"].Volumes
+		for _, mount := range []string{
+			"../prometheus/" + prometheus + ":/etc/prometheus/prometheus.yml:ro", "../prometheus/rules.yml:/etc/prometheus/rules.yml:ro",
+		} {
+			if !slices.Contains(volumes, mount) {
+				t.Errorf("%s: Prometheus is not given %s", file, mount)
+			}
+		}
+		if !slices.Equal(p.RuleFiles, []string{"rules.yml"}) {
+			t.Errorf("%s loads the rules %q", prometheus, p.RuleFiles)
+		}
 	}
 }
 
@@ -139,90 +228,21 @@ func TestGrafanaFindsItsParts(t *testing.T) {
 		Providers []struct{ Options struct{ Path string } }
 	}
 	readYAML(t, filepath.Join("grafana", "provisioning", "dashboards", "meridian.yml"), &providers)
-	mounted := slices.ContainsFunc(readCompose(t).Services["grafana"].Volumes, func(v string) bool {
-		return len(providers.Providers) == 1 && strings.Contains(v, ":"+providers.Providers[0].Options.Path+":")
-	})
-	if !mounted {
-		t.Errorf("nothing is mounted where %+v looks for dashboards", providers.Providers)
-	}
-	for _, p := range panels(t) {
-		if p.Datasource.UID != sources.Datasources[0].UID {
-			t.Errorf("panel %q reads from %q", p.Title, p.Datasource.UID)
-		}
-	}
-}
-
-// metricName matches our metrics in an expression: the part after meridian_, its first word the subsystem.
-var metricName = regexp.MustCompile(`meridian_([a-z]+)_([a-z_]+)`)
-
-// Each metric of the dashboard must be one that the code names, in one piece or after its subsystem. A running plane
-// would not do: it shows counters with labels only once they have counted.
-func TestDashboardUsesMetricsOfTheCode(t *testing.T) {
-	named := quotedWords(t, "api", "common", "global", "sync", "zone")
-	used := 0
-	for _, p := range panels(t) {
-		for _, target := range p.Targets {
-			for _, m := range metricName.FindAllStringSubmatch(target.Expr, -1) {
-				used++
-				rest := histogramSuffix.ReplaceAllString(m[2], "")
-				if !named["meridian_"+m[1]+"_"+rest] && (!named[rest] || !named[m[1]]) {
-					t.Errorf("panel %q shows %s, which the code does not name", p.Title, m[0])
-				}
-			}
-		}
-	}
-	if used == 0 {
-		t.Error("the dashboard shows none of our metrics")
-	}
-}
-
-var (
-	histogramSuffix = regexp.MustCompile(`_(bucket|sum|count)$`)
-	quotedWord      = regexp.MustCompile(`"([a-z_]+)"`)
-)
-
-// quotedWords collects the string literals of the Go files, tests left out, that could be names of metrics.
-func quotedWords(t *testing.T, folders ...string) map[string]bool {
-	t.Helper()
-	words := map[string]bool{}
-	for _, folder := range folders {
-		err := filepath.WalkDir(filepath.Join("..", folder), func(path string, _ fs.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, ".pb.go") {
-				return err
-			}
-			content, err := os.ReadFile(path)
-			for _, m := range quotedWord.FindAllSubmatch(content, -1) {
-				words[string(m[1])] = true
-			}
-			return err
+	for file := range composeFiles {
+		mounted := slices.ContainsFunc(readCompose(t, file).Services["grafana"].Volumes, func(v string) bool {
+			return len(providers.Providers) == 1 && strings.Contains(v, ":"+providers.Providers[0].Options.Path+":")
 		})
-		if err != nil {
-			t.Fatal(err)
+		if !mounted {
+			t.Errorf("%s: nothing is mounted where %+v looks for dashboards", file, providers.Providers)
 		}
 	}
-	return words
-}
-
-type panel struct {
-	Title      string
-	Datasource struct{ UID string }
-	Targets    []struct{ Expr string }
-}
-
-func panels(t *testing.T) []panel {
-	t.Helper()
-	content, err := os.ReadFile(filepath.Join("grafana", "dashboards", "meridian.json"))
-	if err != nil {
-		t.Fatal(err)
+	for name, d := range dashboards(t) {
+		for _, p := range d.Panels {
+			if p.Type != "row" && p.Datasource.UID != sources.Datasources[0].UID {
+				t.Errorf("%s: panel %q reads from %q", name, p.Title, p.Datasource.UID)
+			}
+		}
 	}
-	var dashboard struct{ Panels []panel }
-	if err := json.Unmarshal(content, &dashboard); err != nil {
-		t.Fatal(err)
-	}
-	if len(dashboard.Panels) == 0 {
-		t.Fatal("the dashboard has no panels")
-	}
-	return dashboard.Panels
 }
 
 // What an image copies has to reach the builder, which sees nothing but what .dockerignore lets through.
