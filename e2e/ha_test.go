@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -184,22 +183,6 @@ func startHA(t *testing.T) *composed {
 	return c
 }
 
-// connected waits until a zone's session is shown by one of the globals.
-func connected(zone string, globals ...*Plane) {
-	globals[0].t.Helper()
-	globals[0].eventually(20*time.Second, "or another global holding "+zone, func() error {
-		var all []error
-		for _, g := range globals {
-			active, err := (&System{Global: g}).active(zone)
-			if active {
-				return nil
-			}
-			all = append(all, err)
-		}
-		return fmt.Errorf("not active: %w", errors.Join(all...))
-	})
-}
-
 func TestComposedReplicasStandInForEachOther(t *testing.T) {
 	requireDocker(t)
 	began := time.Now()
@@ -231,7 +214,9 @@ func TestComposedReplicasStandInForEachOther(t *testing.T) {
 			planes[p].instances(2)
 		}
 		for _, zone := range []string{"zone-1", "zone-2"} {
-			connected(zone, planes["global-1"], planes["global-2"])
+			for _, g := range []string{"global-1", "global-2"} {
+				(&System{Global: planes[g]}).waitActive(zone, true, 20*time.Second)
+			}
 		}
 	}
 	complete()
@@ -247,8 +232,9 @@ func TestComposedReplicasStandInForEachOther(t *testing.T) {
 		arrives("without-"+holder, survivor, other, "zone-2")
 		planes[survivor].instances(1)
 		planes[other].instances(1)
-		connected("zone-1", planes[survivor])
-		connected("zone-2", planes[survivor])
+		for _, zone := range []string{"zone-1", "zone-2"} {
+			(&System{Global: planes[survivor]}).waitActive(zone, true, 20*time.Second)
+		}
 		t.Logf("without %s and %s: all is right after %s", pair[0], pair[1], time.Since(died).Round(time.Millisecond))
 
 		// They come back, to what was written meanwhile.
